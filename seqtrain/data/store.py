@@ -1,0 +1,211 @@
+"""Tokenized records as ragged arrays, in memory or memory-mapped from an Arrow file.
+
+No per-record objects: a million peptides are four arrays, and a training process that opens a
+store maps the file, so its memory does not grow with the data.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import Int, Int64, UInt8
+
+from seqtrain.errors import DataError
+
+STORE_FORMAT = "seqtrain-store-1"
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceDataset:
+    """Records laid end to end; record ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``.
+
+    Raises:
+        ValueError: the arrays contradict each other.
+    """
+
+    ids: Sequence[str]
+    """Record ids, in input order."""
+    tokens: UInt8[np.ndarray, " R"]
+    """Token ids of all residues."""
+    offsets: Int64[np.ndarray, " S"]
+    """Where each record starts, and at last where the last one ends: one more than records."""
+    targets: np.ndarray | None = None
+    """int64 ``(N,)`` classes, float32 ``(N,)`` values, float32 ``(N, K)`` labels, or one int64 or
+    float32 per residue (``per_residue``); nothing without labels."""
+    per_residue: bool = False
+    """True when ``targets`` runs along ``tokens`` rather than along the records."""
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.ids) + 1:
+            raise ValueError(f"{len(self.ids)} ids need one more offset, got {len(self.offsets)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != len(self.tokens):
+            raise ValueError(
+                f"offsets must run from 0 to {len(self.tokens)} tokens, "
+                f"got {self.offsets[0]} to {self.offsets[-1]}"
+            )
+        if self.targets is not None:
+            expected = len(self.tokens) if self.per_residue else len(self.ids)
+            if len(self.targets) != expected:
+                raise ValueError(
+                    f"expected {expected} targets (per_residue={self.per_residue}), "
+                    f"got {len(self.targets)}"
+                )
+
+    @classmethod
+    def from_lists(
+        cls,
+        ids: Sequence[str],
+        token_arrays: Sequence[UInt8[np.ndarray, " _"]],
+        targets: Sequence[Any] | np.ndarray | None = None,
+        *,
+        per_residue: bool = False,
+    ) -> "SequenceDataset":
+        """The dataset of one token array, and one target, per record.
+
+        Args:
+            ids: Record ids.
+            token_arrays: Token ids of each record.
+            targets: What :meth:`LabelCodec.encode` gave for each record: integers become int64,
+                anything else float32.
+            per_residue: Each target is an array as long as its record.
+        """
+        lengths = np.fromiter(map(len, token_arrays), np.int64, len(token_arrays))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        tokens = np.concatenate([np.empty(0, np.uint8), *token_arrays])
+        if targets is None:
+            return cls(ids, tokens, offsets)
+        if per_residue and [len(t) for t in targets] != lengths.tolist():
+            raise ValueError("every residue target must be as long as its record")
+        flat = np.concatenate(list(targets)) if per_residue and len(targets) else np.array(targets)
+        kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
+        return cls(ids, tokens, offsets, flat.astype(kind), per_residue)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " N"]:
+        """Residues of each record."""
+        return np.diff(self.offsets)
+
+    def residues(self, i: int) -> UInt8[np.ndarray, " L"]:
+        """Token ids of record ``i``, a view."""
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    def target(self, i: int) -> Any:
+        """Target of record ``i``: a number, ``(K,)`` labels, or ``(L,)`` along its residues."""
+        if self.targets is None:
+            raise ValueError("this dataset has no targets")
+        if self.per_residue:
+            return self.targets[self.offsets[i] : self.offsets[i + 1]]
+        return self.targets[i]
+
+    def positions(self, indices: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " T"]:
+        """Where the residues of these records lie in ``tokens``, record after record."""
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
+        begins = np.cumsum(lengths) - lengths
+        return np.repeat(self.offsets[indices] - begins, lengths) + np.arange(lengths.sum())
+
+    def subset(self, indices: Int[np.ndarray, " B"] | Sequence[int]) -> "SequenceDataset":
+        """A copy of these records, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        where = self.positions(chosen)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[chosen])])
+        targets = None
+        if self.targets is not None:
+            targets = self.targets[where if self.per_residue else chosen]
+        ids = [self.ids[i] for i in chosen.tolist()]
+        return SequenceDataset(ids, self.tokens[where], offsets, targets, self.per_residue)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over ids, residues and targets; the same wherever they are kept."""
+        digest = hashlib.sha256(json.dumps(list(self.ids)).encode())
+        for array in (self.tokens, self.offsets, self.targets):
+            if array is not None:
+                digest.update(f"{array.dtype.str}{array.shape}{self.per_residue}".encode())
+                digest.update(np.ascontiguousarray(array).reshape(-1).data)
+        return digest.hexdigest()
+
+
+class ArrowStrings(Sequence[str]):
+    """A read-only list of strings that stays in its Arrow buffer until an item is asked for."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> Sequence[str]: ...
+    def __getitem__(self, key: int | slice) -> str | Sequence[str]:
+        if isinstance(key, slice):
+            return ArrowStrings(self._array[key])
+        return str(self._array[key].as_py())
+
+
+def write_store(path: str | Path, dataset: SequenceDataset, metadata: Mapping[str, str]) -> None:
+    """Write ``dataset`` as one Arrow IPC file: columns ``id``, ``tokens`` and perhaps ``target``.
+
+    It is one record batch, so that every column maps back as one array.
+    """
+    import pyarrow as pa
+
+    offsets = pa.array(dataset.offsets, pa.int64())
+    columns = {
+        "id": pa.array(dataset.ids, pa.large_string()),
+        "tokens": pa.LargeListArray.from_arrays(offsets, pa.array(dataset.tokens)),
+    }
+    if dataset.targets is not None:
+        values = pa.array(dataset.targets.reshape(-1))
+        if dataset.per_residue:
+            values = pa.LargeListArray.from_arrays(offsets, values)
+        elif dataset.targets.ndim == 2:
+            values = pa.FixedSizeListArray.from_arrays(values, dataset.targets.shape[1])
+        columns["target"] = values
+    batch = pa.record_batch(columns, metadata={**metadata, "format": STORE_FORMAT})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def open_store(path: str | Path) -> tuple[SequenceDataset, dict[str, str]]:
+    """The dataset of a store, memory-mapped, and the metadata it was written with.
+
+    Raises:
+        DataError: the file is missing, or is no store.
+    """
+    import pyarrow as pa
+
+    fix = "Make it with `seqtrain data tokenize FASTA -o STORE`."
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read as a tokenized store: {error}. {fix}") from error
+    raw = batch.schema.metadata or {}
+    metadata = {key.decode(): value.decode() for key, value in raw.items()}
+    if metadata.pop("format", None) != STORE_FORMAT:
+        raise DataError(f"{path}: an Arrow file, but not of format {STORE_FORMAT}. {fix}")
+    tokens, targets, per_residue = batch["tokens"], None, False
+    if "target" in batch.schema.names:
+        target = batch["target"]
+        per_residue = pa.types.is_large_list(target.type)
+        if pa.types.is_fixed_size_list(target.type):
+            targets = target.values.to_numpy().reshape(len(batch), target.type.list_size)
+        else:
+            targets = (target.values if per_residue else target).to_numpy()
+    return (
+        SequenceDataset(
+            ids=ArrowStrings(batch["id"]),
+            tokens=tokens.values.to_numpy(),
+            offsets=tokens.offsets.to_numpy(),
+            targets=targets,
+            per_residue=per_residue,
+        ),
+        metadata,
+    )
