@@ -1,0 +1,1 @@
+"""Verbs: Typer, exit codes, nothing else."""

@@ -1,0 +1,510 @@
+"""The settings: what exists, its unit, its default. The one door to Hydra and OmegaConf.
+
+The dataclasses are the schema and hold every default; ``conf/`` holds choices among them. ``None``
+means *chosen from the data*: :mod:`seqtrain.defaults` chooses, says why, and the run keeps it.
+Nothing after :func:`load_config` sees a ``DictConfig``.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from seqtrain.errors import ConfigError
+
+
+def _one_of(value: str | None, name: str, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        nearest = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.{hint}")
+
+
+def _at_least(value: float | None, name: str, low: float) -> None:
+    if value is not None and not value >= low:
+        raise ConfigError(f"{name}: expected {low} or more, found {value}.")
+
+
+def _fraction(value: float, name: str) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name}: expected a number in [0, 1), found {value}.")
+
+
+TASKS = (
+    "classification",
+    "multilabel",
+    "regression",
+    "residue_classification",
+)
+NORMS = ("masked_batch", "batch", "leaky_batch", "layer", "none")
+POOLINGS = ("mean", "max", "mean_max", "attention")
+BATCHINGS = ("random", "bucketed")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass
+class DataConfig:
+    """Which files, which columns, which part is for what."""
+
+    train: list[str] = field(default_factory=list)
+    """FASTA files to train on; ``-`` is standard input. A path that starts with ``bundled:`` lies in
+    the data that comes with seqtrain."""
+    valid: list[str] = field(default_factory=list)
+    """FASTA files for early stopping and choosing the best checkpoint."""
+    test: list[str] = field(default_factory=list)
+    """FASTA files scored once, after training."""
+    labels: list[str] = field(default_factory=list)
+    """Label tables, or labels FASTA files; none: labels are read from the headers."""
+    id_column: str | None = None
+    """Column of the label table that holds record ids; none: found by name."""
+    label_column: str | None = None
+    """Column that holds the label or target; none: found by name."""
+    split_column: str | None = None
+    """Column that says train, valid or test; none: found by name."""
+    ignore_labels: list[str] = field(default_factory=list)
+    """Residue labels that count neither in the loss nor in a metric."""
+    max_length: int | None = None
+    """Longest sequence, in residues, that is taken as it is; none: no limit."""
+    overlong: str = "error"
+    """What happens to longer ones: ``error``, ``truncate`` or ``skip``, counted."""
+    valid_fraction: float = 0.1
+    """Share of the training records set aside when no validation part is given."""
+    test_fraction: float = 0.0
+    """Share set aside for the test when neither files nor a column name one."""
+    split_method: str = "stratified"
+    """How missing parts are made: ``random``, ``stratified`` or ``similarity``."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.overlong, "data.overlong", ("error", "truncate", "skip"))
+        _one_of(self.split_method, "data.split_method", ("random", "stratified", "similarity"))
+        _at_least(self.max_length, "data.max_length", 1)
+        _fraction(self.valid_fraction, "data.valid_fraction")
+        _fraction(self.test_fraction, "data.test_fraction")
+
+
+@dataclass
+class TokenizerConfig:
+    """How letters become tokens, and what happens to the odd ones. Every use is counted."""
+
+    alphabet: str | None = None
+    """``protein``, ``dna`` or ``rna``; none: detected."""
+    ambiguous: str = "unknown"
+    """IUPAC ambiguity codes and rare residues (B J O U X Z; N R Y ...): ``unknown``, ``keep`` or ``error``."""
+    gap: str = "drop"
+    """``-`` and ``.``: ``drop``, ``unknown`` or ``error``."""
+    stop: str = "drop"
+    """``*``: ``drop``, ``unknown`` or ``error``."""
+    other: str = "error"
+    """Any other letter: ``error`` or ``unknown``."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.alphabet, "tokenizer.alphabet", ("protein", "dna", "rna"))
+        _one_of(self.ambiguous, "tokenizer.ambiguous", ("unknown", "keep", "error"))
+        _one_of(self.gap, "tokenizer.gap", ("drop", "unknown", "error"))
+        _one_of(self.stop, "tokenizer.stop", ("drop", "unknown", "error"))
+        _one_of(self.other, "tokenizer.other", ("error", "unknown"))
+
+
+@dataclass
+class BatchingConfig:
+    """How records are put together into batches."""
+
+    kind: str = "bucketed"
+    """``bucketed`` (similar lengths together) or ``random``."""
+    max_tokens: int | None = None
+    """Largest batch, in positions with padding counted; none: chosen from the lengths."""
+    max_sequences: int | None = None
+    """Largest batch, in records; none: no limit beside ``max_tokens``."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.kind, "batching.kind", BATCHINGS)
+        _at_least(self.max_tokens, "batching.max_tokens", 1)
+        _at_least(self.max_sequences, "batching.max_sequences", 1)
+
+
+@dataclass
+class NormConfig:
+    """Which normalization stands in the encoder."""
+
+    name: str = "masked_batch"
+    """One of the names of norms; see docs/norms.md."""
+    eps: float = 1e-5
+    """Added to the variance, inside the root."""
+    momentum: float = 0.1
+    """Share of the newest batch in the running statistics of batch norms."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.name, "norm.name", NORMS)
+
+
+@dataclass
+class EncoderConfig:
+    """What every encoder has."""
+
+    name: str = ""
+    """``cnn`` or ``transformer``; set by the choice ``encoder=...``."""
+    embed_dim: int | None = None
+    """Channels of the hidden states; none: chosen from the number of residues."""
+    num_layers: int = 6
+    """Blocks."""
+    dropout: float = 0.1
+    """Share of channels dropped in each block while training."""
+
+    def __post_init__(self) -> None:
+        _at_least(self.embed_dim, "encoder.embed_dim", 1)
+        _at_least(self.num_layers, "encoder.num_layers", 1)
+        _fraction(self.dropout, "encoder.dropout")
+
+
+@dataclass
+class CnnConfig(EncoderConfig):
+    """A residual dilated CNN."""
+
+    name: str = "cnn"
+    kernel_size: int = 7
+    """Residues that one convolution sees; odd."""
+    max_dilation: int = 16
+    """Dilations double from block to block, 1, 2, 4 ..., up to this and then start again at 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self.kernel_size, "encoder.kernel_size", 1)
+        _at_least(self.max_dilation, "encoder.max_dilation", 1)
+        if self.kernel_size % 2 == 0:
+            raise ConfigError(
+                f"encoder.kernel_size: expected an odd number, found {self.kernel_size}; "
+                f"an even kernel has no centre residue. Use {self.kernel_size + 1}."
+            )
+
+
+@dataclass
+class TransformerConfig(EncoderConfig):
+    """A pre-norm transformer with rotary positions."""
+
+    name: str = "transformer"
+    num_layers: int = 4
+    num_heads: int = 4
+    """Attention heads; each has ``embed_dim / num_heads`` channels, an even number."""
+    ffn_ratio: float = 4.0
+    """Channels of the feed-forward layer over ``embed_dim``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least(self.num_heads, "encoder.num_heads", 1)
+        if self.embed_dim is not None and self.embed_dim % (2 * self.num_heads):
+            raise ConfigError(
+                f"encoder.embed_dim: expected a multiple of 2 * num_heads = {2 * self.num_heads} "
+                f"(rotary positions turn pairs of channels), found {self.embed_dim}."
+            )
+
+
+ENCODERS: Mapping[str, type[EncoderConfig]] = {"cnn": CnnConfig, "transformer": TransformerConfig}
+
+
+@dataclass
+class TaskConfig:
+    """What is predicted, and how the loss counts it."""
+
+    name: str | None = None
+    """``classification``, ``multilabel``, ``regression`` or ``residue_classification``; none: told
+    from the labels."""
+    pooling: str | None = None
+    """``mean``, ``max``, ``mean_max`` or ``attention``; none: chosen for the task. Unused by residue tasks."""
+    head_dropout: float = 0.1
+    """Share of pooled channels dropped before the last layer while training."""
+    label_smoothing: float = 0.0
+    """Share of each target spread over the other classes; classification tasks only."""
+    class_weights: str = "none"
+    """``none`` or ``balanced`` (inverse class frequency); classification tasks only."""
+    loss: str = "mse"
+    """Regression only: ``mse`` or ``huber``, on targets scaled to unit variance."""
+
+    def __post_init__(self) -> None:
+        _one_of(self.name, "task.name", TASKS)
+        _one_of(self.pooling, "task.pooling", POOLINGS)
+        _one_of(self.class_weights, "task.class_weights", ("none", "balanced"))
+        _one_of(self.loss, "task.loss", ("mse", "huber"))
+        _fraction(self.head_dropout, "task.head_dropout")
+        _fraction(self.label_smoothing, "task.label_smoothing")
+        if self.name is not None:
+            self.check_applies(self.name)
+
+    def check_applies(self, name: str) -> None:
+        """Refuse a setting that the task would silently ignore.
+
+        Raises:
+            ConfigError: a setting differs from its default and the task does not read it.
+        """
+        is_classes = name in ("classification", "residue_classification")
+        unread = {
+            "label_smoothing": self.label_smoothing != 0 and name == "regression",
+            "class_weights": self.class_weights != "none" and not is_classes,
+            "loss": self.loss != "mse" and name != "regression",
+            "pooling": self.pooling is not None and name == "residue_classification",
+        }
+        for key, is_ignored in unread.items():
+            if is_ignored:
+                raise ConfigError(
+                    f"task.{key}={getattr(self, key)}: the task {name!r} does not use it. Leave it out."
+                )
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up and a cosine to zero."""
+
+    lr: float | None = None
+    """Highest learning rate; none: chosen for the encoder."""
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices; norms and biases are not decayed."""
+    beta1: float = 0.9
+    """Memory of the mean gradient."""
+    beta2: float = 0.999
+    """Memory of the squared gradient."""
+    warmup_fraction: float = 0.05
+    """Share of all steps during which the learning rate rises."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+
+    def __post_init__(self) -> None:
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"optim.lr: expected a number above 0, found {self.lr}.")
+        _at_least(self.weight_decay, "optim.weight_decay", 0)
+        _at_least(self.clip_norm, "optim.clip_norm", 0)
+        _fraction(self.beta1, "optim.beta1")
+        _fraction(self.beta2, "optim.beta2")
+        _fraction(self.warmup_fraction, "optim.warmup_fraction")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, on what, and when to stop."""
+
+    max_epochs: int | None = None
+    """Passes over the training part at most; none: chosen from its size."""
+    patience: int | None = None
+    """Epochs without a better monitored metric before training stops; none: a third of
+    ``max_epochs``; 0: never."""
+    monitor: str | None = None
+    """Metric of the validation part that picks the best checkpoint; none: the task's first."""
+    accumulate: int = 1
+    """Batches whose gradients are summed before a step, weighted by what each one counts."""
+    precision: str = "auto"
+    """``float32``, ``bfloat16`` or ``float16`` for matrix work; statistics stay in float32. ``auto``:
+    bfloat16 where a GPU computes it, else float32."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    num_threads: int = 0
+    """CPU threads; 0: torch's own choice."""
+    seed: int = 0
+    """Seed of weights, splits, batches and dropout."""
+    checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints within an epoch, so that a killed run loses no more than that."""
+
+    def __post_init__(self) -> None:
+        _at_least(self.max_epochs, "trainer.max_epochs", 1)
+        _at_least(self.patience, "trainer.patience", 0)
+        _at_least(self.accumulate, "trainer.accumulate", 1)
+        _at_least(self.num_threads, "trainer.num_threads", 0)
+        _at_least(self.seed, "trainer.seed", 0)
+        _one_of(self.precision, "trainer.precision", PRECISIONS)
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(
+                f"trainer.device: expected auto, cpu, mps, cuda or cuda:N, found {self.device!r}."
+            )
+
+
+@dataclass
+class RunConfig:
+    """Everything that one run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def package_dir(name: str) -> Path:
+    """The folder ``conf`` or ``data``: inside an installed wheel, or beside the package in a checkout."""
+    here = Path(__file__).parent
+    inside = here / {"conf": "conf", "data": "bundled"}[name]
+    return inside if inside.is_dir() else here.parent / name
+
+
+def load_config(
+    name: str = "config",
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The composed, checked settings as plain dataclasses.
+
+    Args:
+        name: A config, or an experiment (``experiment/NAME.yaml``).
+        overrides: ``key=value`` in Hydra's grammar.
+        config_dir: A folder of the user's own, searched before ``conf/``.
+        values: Settings by dotted key, set on the composed config. Paths go in here: an override
+            string would misread ``a,b=c.fasta``.
+
+    Raises:
+        ConfigError: unknown name or key (with the nearest one), wrong type, contradiction.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.compose import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register_schema()
+    folders = [Path(config_dir)] if config_dir else []
+    if config_dir and not folders[0].is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    folders.append(package_dir("conf"))
+    primary, extra = _resolve_name(name, folders)
+    search_path = create_config_search_path(str(folders[0].resolve()))
+    for folder in folders[1:]:
+        search_path.append("seqtrain", str(folder.resolve()))
+    GlobalHydra.instance().clear()
+    try:
+        Hydra.create_main_hydra2("seqtrain", search_path)
+        composed = compose(primary, [*extra, *overrides])
+        for key, value in (values or {}).items():
+            OmegaConf.update(composed, key, value)
+        config = _to_dataclasses(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, folders)) from error
+    finally:
+        GlobalHydra.instance().clear()
+    return config
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested dictionaries and lists, ready for YAML or JSON."""
+    return dataclasses.asdict(config)
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The settings as YAML that :func:`read_run_config` reads back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config)))
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The settings saved in a run directory.
+
+    Raises:
+        ConfigError: the file is no YAML, or holds a setting that this version does not know.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        return _to_dataclasses(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not the settings of a seqtrain run: {error}") from error
+
+
+def _to_dataclasses(composed: Any) -> RunConfig:
+    """Merged anew over the schema, because ``+typo=1`` composes without a word."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.create(OmegaConf.to_container(composed))
+    name = OmegaConf.select(plain, "encoder.name")
+    _one_of(str(name), "encoder", list(ENCODERS))
+    schema = OmegaConf.structured(RunConfig(encoder=ENCODERS[name]()))
+    config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def list_configs(config_dir: str | Path | None = None) -> dict[str, list[tuple[str, str]]]:
+    """Every choice, by group: (name, first comment line of its file)."""
+    folders = ([Path(config_dir)] if config_dir else []) + [package_dir("conf")]
+    found: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            group = path.parent.relative_to(folder).as_posix()
+            found.setdefault(group, {}).setdefault(path.stem, _first_comment(path))
+    return {group: sorted(names.items()) for group, names in sorted(found.items())}
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ")
+    return ""
+
+
+def _register_schema() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for name, node in ENCODERS.items():
+        store.store(group="encoder", name=f"{name}_schema", node=node)
+
+
+def _resolve_name(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:
+    """(primary config, overrides that choose the experiment)."""
+    name = name.removesuffix(".yaml").removeprefix("experiment/")
+    for folder in folders:
+        if (folder / "experiment" / f"{name}.yaml").is_file():
+            return "config", [f"+experiment={name}"]
+        if (folder / f"{name}.yaml").is_file():
+            return name, []
+    known = sorted(
+        {p.stem for f in folders for p in [*f.glob("*.yaml"), *f.glob("experiment/*.yaml")]}
+    )
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"no config named {name!r}; there are: {', '.join(known)}.{hint}")
+
+
+def _explain(error: Exception, folders: Sequence[Path]) -> str:
+    """One line for the user: what Hydra said, and the nearest name where a key is unknown."""
+    cause = error.__cause__ if error.__cause__ is not None else error
+    text = " ".join(str(line).strip() for line in (str(error), str(cause)) if line)
+    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text)
+    if unknown:
+        full = re.search(r"full_key: ([\w.]+)", text)
+        key = full.group(1) if full else unknown.group(1)
+        keys = [*_all_keys(RunConfig), *_all_keys(CnnConfig, "encoder.")]
+        keys += _all_keys(TransformerConfig, "encoder.")
+        nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        best = leaf or nearest
+        if key in keys:
+            return f"{key!r} is a setting of another encoder than the one chosen. Leave it out."
+        hint = f" Did you mean {best[0]!r}?" if best else ""
+        return f"unknown setting {key!r}.{hint} `seqtrain config show` lists them all."
+    group = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
+    if group:
+        names = sorted({p.stem for f in folders for p in (f / group.group(1)).glob("*.yaml")})
+        nearest = difflib.get_close_matches(group.group(2), names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        return f"{group.group(1)}={group.group(2)}: there are {', '.join(names)}.{hint}"
+    said = (str(e).split("\n    full_key")[0].strip().replace("\n", " ") for e in (error, cause))
+    return ": ".join(dict.fromkeys(said))
+
+
+def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(schema):
+        inner = next(
+            (t for t in (item.type, *get_args(item.type)) if dataclasses.is_dataclass(t)), None
+        )
+        if isinstance(inner, type):
+            yield from _all_keys(inner, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
