@@ -1,0 +1,180 @@
+"""FASTA records, one by one, each usable or with the reason why not. The one door to Biopython."""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from Bio.SeqIO.FastaIO import SimpleFastaParser
+
+from seqtrain.data.files import STDIN, read_lines, shown
+from seqtrain.errors import DataError, FastaError
+
+MAX_LISTED = 10
+"""How many bad records of a file a message shows in full."""
+
+_NO_RESIDUE = re.compile(r"[^A-Za-z*.-]")
+
+
+class Record(NamedTuple):
+    """One sequence with a name and at least one residue, gap or stop."""
+
+    id: str
+    """First word of the header."""
+    description: str
+    """Rest of the header."""
+    sequence: str
+    """Upper case, without white space: letters, ``-``, ``.`` and ``*``."""
+    source: str
+    """File it came from, ``-`` for standard input."""
+    line: int
+    """Line of its header in that file, from 1."""
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no record needs
+    """Place among the records of that file, from 0."""
+
+
+class Reject(NamedTuple):
+    """One record that cannot be used, and why."""
+
+    id: str
+    reason: str
+    source: str
+    line: int
+    index: int  # type: ignore[assignment]
+
+
+class Entry(NamedTuple):
+    """One FASTA entry as it is written, unchecked."""
+
+    title: str
+    text: str
+    line: int
+
+
+def parse_fasta(path: str | Path, error: type[DataError] = FastaError) -> Iterator[Entry]:
+    """Entries of one file, in file order, with the text between two headers joined up.
+
+    Raises:
+        DataError: As ``error``, when the file cannot be read, is empty, or is not FASTA.
+    """
+    header_lines: deque[int] = deque()
+    lines = _from_first_header(path, header_lines, error)
+    for title, text in SimpleFastaParser(lines):  # type: ignore[no-untyped-call]
+        yield Entry(title, text, header_lines.popleft())
+
+
+def _from_first_header(
+    path: str | Path, header_lines: deque[int], error: type[DataError]
+) -> Iterator[str]:
+    """The lines that Biopython parses; it neither counts them nor minds what comes first."""
+    started = False
+    for number, line in enumerate(read_lines(path, error), 1):
+        if line.startswith(">"):
+            header_lines.append(number)
+            started = True
+        elif not started:
+            if not line.strip():
+                continue
+            found = "FASTQ" if line.startswith("@") else repr(line.strip()[:40])
+            raise error(
+                f"{shown(path)}: not FASTA. Expected line {number} to be a header that begins "
+                f"with '>', found {found}."
+            )
+        yield line
+    if not started:
+        raise error(f"{shown(path)}: is empty, expected FASTA records.")
+
+
+def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
+    """Records of all files in order, one at a time; those that cannot be used come as rejects.
+
+    ``-`` is standard input; plain, gzip, bzip2 and xz files are told apart by content. Memory
+    holds the ids seen so far and one record. A record is rejected for a blank id, an id met
+    before in any of the files, an empty sequence, or a symbol that is no letter, gap or stop.
+
+    Raises:
+        FastaError: A file is given twice, cannot be read, is empty, or is not FASTA.
+    """
+    sources = [str(path) for path in paths]
+    refuse_repeats(sources)
+    places: dict[str, int] = {}  # id -> line and file as one number, to stay small
+    for number, source in enumerate(sources):
+        for index, entry in enumerate(parse_fasta(source)):
+            name, description = (*entry.title.split(maxsplit=1), "", "")[:2]
+            sequence = entry.text if entry.text.isalpha() else "".join(entry.text.split())
+            reason = _why_not(name, sequence)
+            if name in places:
+                line, file = divmod(places[name], len(sources))
+                where = "" if file == number else f" of {shown(sources[file])}"
+                reason = f"the id was used before, on line {line}{where}; ids must be unique"
+            elif name:
+                places[name] = entry.line * len(sources) + number
+            if reason is None:
+                yield Record(name, description, sequence.upper(), source, entry.line, index)
+            else:
+                yield Reject(name, reason, source, entry.line, index)
+
+
+def refuse_repeats(paths: Sequence[str | Path]) -> None:
+    """Raise ``FastaError`` when two paths are the same file, or both are standard input."""
+    seen: set[str | Path] = set()
+    for path in paths:
+        file = STDIN if str(path) == STDIN else Path(path).resolve()
+        if file in seen:
+            raise FastaError(f"{shown(path)}: is given twice; each file has one place.")
+        seen.add(file)
+
+
+def _why_not(name: str, sequence: str) -> str | None:
+    if not name:
+        return "the id is blank; write one after '>'"
+    if not sequence:
+        return "the sequence is empty; add it or remove the record"
+    if odd := _NO_RESIDUE.search(sequence):
+        return f"residue {odd.start() + 1}: {odd[0]!r} is not a letter; remove or replace it"
+    return None
+
+
+def read_fasta(paths: Sequence[str | Path]) -> list[Record]:
+    """Records of all files in order.
+
+    Raises:
+        FastaError: As for ``scan_fasta``, or some records cannot be used: all are collected.
+    """
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    for item in scan_fasta(paths):
+        if isinstance(item, Record):
+            records.append(item)
+        else:
+            rejects.append(item)
+    if rejects:
+        raise FastaError(reject_message(rejects))
+    return records
+
+
+def reject_message(rejects: Sequence[Reject]) -> str:
+    """One message about records that cannot be used: file by file, the first of each in full."""
+    files: dict[str, list[Reject]] = {}
+    for reject in rejects:
+        files.setdefault(reject.source, []).append(reject)
+    return "\n".join(_file_message(source, group) for source, group in files.items())
+
+
+def _file_message(source: str, rejects: Sequence[Reject]) -> str:
+    lines = [
+        f"record {r.id!r} ({_ordinal(r.index + 1)}, line {r.line}): {r.reason}."
+        for r in rejects[:MAX_LISTED]
+    ]
+    if len(rejects) == 1:
+        return f"{shown(source)}: {lines[0]}"
+    if len(rejects) > MAX_LISTED:
+        lines.append(f"and {len(rejects) - MAX_LISTED} more.")
+    head = f"{shown(source)}: {len(rejects)} records cannot be used:"
+    return "\n  ".join([head, *lines])
+
+
+def _ordinal(number: int) -> str:
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10)
+    return f"{number}{last or 'th'}"

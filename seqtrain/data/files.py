@@ -1,0 +1,125 @@
+"""Text files as lines: compression told from the content, damage told in one sentence."""
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+from seqtrain.errors import DataError
+
+STDIN = "-"
+
+_T = TypeVar("_T")
+
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first, or use .gz, .bz2 or .xz",
+    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
+}
+
+
+def shown(path: str | Path) -> str:
+    """The name of a file as messages give it."""
+    return "standard input" if str(path) == STDIN else str(path)
+
+
+def read_lines(path: str | Path, error: type[DataError] = DataError) -> Iterator[str]:
+    r"""Lines of a UTF-8 text file, each ending in ``\n`` save perhaps the last.
+
+    ``-`` is standard input. Files compressed with gzip, bzip2 or xz are known by their first
+    bytes, whatever their name. Line ends of Windows and old Macs and byte order marks are gone.
+
+    Args:
+        path: The file, or ``-``.
+        error: What to raise.
+
+    Raises:
+        DataError: As ``error``, when the file is missing, a directory, unreadable, binary,
+            damaged, cut short, or not UTF-8.
+    """
+    number = 0
+    try:
+        with _text(path, error) as text:
+            for number, line in enumerate(text, 1):
+                if "\0" in line:
+                    raise error(f"{shown(path)}: line {number} holds binary data, expected text.")
+                yield line if line.isascii() else _decoded(line, path, number, error)
+    except EOFError:
+        raise error(
+            f"{shown(path)}: the compressed data stop in the middle, after line {number}. "
+            "The file was cut short; copy or download it again."
+        ) from None
+    except (OSError, zlib.error, lzma.LZMAError) as problem:
+        reason = getattr(problem, "strerror", None) or f"damaged after line {number} ({problem})"
+        raise error(f"{shown(path)}: cannot be read: {reason}.") from None
+
+
+def _decoded(line: str, path: str | Path, number: int, error: type[DataError]) -> str:
+    """The line without a byte order mark; bytes that are not UTF-8 came in as surrogates."""
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        raise error(
+            f"{shown(path)}: line {number} holds bytes that are not UTF-8 text. "
+            "Convert the file, for instance with: iconv -f latin1 -t utf-8"
+        ) from None
+    return line.removeprefix("\ufeff")
+
+
+@contextmanager
+def _text(path: str | Path, error: type[DataError]) -> Iterator[IO[str]]:
+    """The file, decompressed and decoded. Standard input is left open."""
+    is_stdin = str(path) == STDIN
+    binary = sys.stdin.buffer if is_stdin else _open(Path(path), error)
+    buffered = io.BufferedReader(cast(io.RawIOBase, binary))
+    try:
+        head = buffered.peek(8)
+        if kind := _of(head, _FOREIGN):
+            raise error(f"{shown(path)}: expected text, found {kind}.")
+        opener = _of(head, _OPENERS)
+        stream = opener(buffered) if opener else buffered
+        text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
+        try:
+            yield text
+        finally:
+            text.detach()
+    finally:
+        buffered.detach() if is_stdin else buffered.close()
+
+
+def _of(head: bytes, kinds: Mapping[bytes, _T]) -> _T | None:
+    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+
+
+def _open(path: Path, error: type[DataError]) -> BinaryIO:
+    if path.is_dir():
+        raise error(f"{path}: is a folder, expected a file.")
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise error(f"{path}: no such file.{hint}")
+    return path.open("rb")
+
+
+def file_facts(path: str | Path) -> dict[str, str | int]:
+    """``path``, ``bytes`` and ``sha256`` of a file; ``path`` alone for a pipe, read only once."""
+    if str(path) == STDIN or not Path(path).is_file():
+        return {"path": str(path)}
+    with Path(path).open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"path": str(path), "bytes": Path(path).stat().st_size, "sha256": digest}
