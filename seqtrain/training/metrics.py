@@ -32,9 +32,8 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
+from seqtrain.data.batching import IGNORE
 from seqtrain.training.ranking import Counts, Groups, PerDraw, rank_correlation, ranking_areas
-
-IGNORE = -100
 
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {
@@ -115,18 +114,8 @@ def weighted_metrics(
     Arguments and errors are those of ``compute_metrics``.
     """
     _check_shapes(task, outputs, targets, num_classes)
-    clean = np.nan_to_num(outputs)
-    match task:
-        case "classification" | "residue_classification":
-            parts = [_likelihood(clean, targets), _class_counts(clean, targets)]
-            parts.append(_class_rankings(clean, targets))
-        case "multilabel":
-            parts = [_multilabel_sums(clean, targets), _macro_ranking(clean, targets > 0.5)]
-        case "mlm":
-            parts = [_likelihood(clean, targets, perplexity=True), _class_counts(clean, targets)]
-        case _:
-            clean, targets = clean.astype(np.float64), targets.astype(np.float64)
-            parts = [_moments(clean, targets), _spearman(clean, targets)]
+    with np.errstate(all="ignore"):
+        parts = _parts(task, np.nan_to_num(outputs, posinf=0, neginf=0), targets)
     return _join(parts, undefined=not np.isfinite(outputs).all())
 
 
@@ -216,6 +205,20 @@ def _check_shapes(
         raise ValueError(f"{len(outputs)} outputs for {len(targets)} targets")
     if num_classes is not None and task != "regression" and outputs.shape[1] != num_classes:
         raise ValueError(f"expected {num_classes} columns of outputs, received {outputs.shape[1]}")
+
+
+def _parts(task: str, outputs: np.ndarray, targets: np.ndarray) -> list[WeightedMetrics]:
+    match task:
+        case "multilabel":
+            return [_multilabel_sums(outputs, targets), _macro_ranking(outputs, targets > 0.5)]
+        case "regression":
+            values, wanted = outputs.astype(np.float64), targets.astype(np.float64)
+            return [_moments(values, wanted), _spearman(values, wanted)]
+        case "mlm":
+            return [_likelihood(outputs, targets, perplexity=True), _class_counts(outputs, targets)]
+        case _:
+            shared = [_likelihood(outputs, targets), _class_counts(outputs, targets)]
+            return [*shared, _class_rankings(outputs, targets)]
 
 
 def _join(parts: list[WeightedMetrics], undefined: bool = False) -> WeightedMetrics:
