@@ -94,10 +94,11 @@ def paired_bootstrap(
 ) -> dict[str, Difference]:
     """Arm b minus arm a in every metric, averaged over seeds, with its bootstrap interval.
 
-    Both arms are scored on the same draw of records (or clusters), and the same draw of training
-    seeds. With one seed per arm the interval speaks of these two trained models; with more, of
-    the two ways of training. Seeds' deviations are widened by sqrt(S / (S - 1)), without which
-    resampling S seeds understates their spread.
+    Both arms are scored on the same draws of records (or clusters). With one training seed per
+    arm the interval speaks of these two trained models; with S > 1, of the two ways of training:
+    what seeds vary beyond what resampled records explain is added to each draw as a t variate
+    with S - 1 degrees of freedom. (Resampling the seeds too would count the same noise thrice:
+    Owen 2007, doi:10.1214/07-AOAS122.)
 
     Args:
         task: What the arrays hold, see the module.
@@ -110,25 +111,25 @@ def paired_bootstrap(
         seed: Of the draws.
 
     Raises:
-        ValueError: The arms have different numbers of seeds, or none.
+        ValueError: The arms have different numbers of seeds or records, or no seeds.
     """
-    num_seeds = _num_seeds(outputs_a, outputs_b)
-    num_records = len(outputs_a[0])
+    _check_paired(outputs_a, outputs_b)
+    num_seeds, num_records = len(outputs_a), len(outputs_a[0])
     arms = [_record_metrics(task, outputs, targets) for outputs in (*outputs_a, *outputs_b)]
     values = _over_draws(arms, [np.ones((num_records, 1))])
     counts = _Units(groups, num_records).resampled(num_draws, np.random.default_rng(seed))
     draws = _over_draws(arms, counts)
     rng = np.random.default_rng([seed, 1])
-    seed_counts = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_draws).T
-    widening = np.sqrt(num_seeds / (num_seeds - 1)) if num_seeds > 1 else 1.0
-    seed_weights = (1 + widening * (seed_counts - 1)) / num_seeds
     differences = {}
     for name, value in values.items():
+        observed = (value[num_seeds:] - value[:num_seeds])[:, 0]
         drawn = draws[name][num_seeds:] - draws[name][:num_seeds]
-        averaged = (seed_weights * drawn).sum(axis=0)
-        observed = (value[num_seeds:] - value[:num_seeds]).mean()
-        interval = _interval(observed, averaged, level)
-        differences[name] = Difference(*interval, _standard_error(averaged))
+        drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
+        seed_error = _seed_error(observed, drawn)
+        spread = seed_error * rng.standard_t(max(1, num_seeds - 1), size=drawn.shape[1])
+        interval = _interval(observed.mean(), drawn.mean(axis=0) + spread, level)
+        error = np.hypot(_standard_error(drawn.mean(axis=0)), seed_error)
+        differences[name] = Difference(*interval, float(error))
     return differences
 
 
@@ -151,7 +152,7 @@ def paired_permutation_test(
 
     Arguments and errors are those of ``paired_bootstrap``.
     """
-    num_seeds = _num_seeds(outputs_a, outputs_b)
+    _check_paired(outputs_a, outputs_b)
     num_records = len(outputs_a[0])
     both = None if targets is None else np.concatenate([targets, targets])
     arms = [
@@ -160,7 +161,7 @@ def paired_permutation_test(
     ]
     swaps = _Units(groups, num_records).halved(num_draws, np.random.default_rng(seed))
     differences = _over_draws(arms, chain([np.zeros((num_records, 1))], swaps))
-    return {name: _p_value(values.sum(axis=0) / num_seeds) for name, values in differences.items()}
+    return {name: _p_value(values.mean(axis=0)) for name, values in differences.items()}
 
 
 def holm_correction(p_values: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
@@ -208,12 +209,14 @@ def _record_metrics(task: str, outputs: np.ndarray, targets: np.ndarray | None) 
     return weighted_metrics(task, outputs, targets)
 
 
-def _num_seeds(outputs_a: Sequence[np.ndarray], outputs_b: Sequence[np.ndarray]) -> int:
+def _check_paired(outputs_a: Sequence[np.ndarray], outputs_b: Sequence[np.ndarray]) -> None:
     if len(outputs_a) != len(outputs_b) or not outputs_a:
         raise ValueError(
             f"arms are paired by seed, received {len(outputs_a)} and {len(outputs_b)} seeds"
         )
-    return len(outputs_a)
+    num_records = sorted({len(outputs) for outputs in (*outputs_a, *outputs_b)})
+    if len(num_records) > 1:
+        raise ValueError(f"arms are paired by record, received {num_records} records")
 
 
 class _Units:
@@ -281,6 +284,21 @@ def _interval(value: float, draws: PerDraw, level: float) -> Interval:
 def _standard_error(draws: PerDraw) -> float:
     defined = draws[~np.isnan(draws)]
     return float(defined.std(ddof=1)) if len(defined) > 1 else np.nan
+
+
+def _seed_error(observed: Float[np.ndarray, " S"], drawn: Float[np.ndarray, "S D"]) -> float:
+    """Standard error of the mean over seeds that comes from the seeds themselves, 0 for one seed.
+
+    The spread between seeds holds each seed's own share of the record noise, which is how much
+    more its draws vary than they vary together with another seed's; that is taken off.
+    """
+    num_seeds, num_draws = drawn.shape
+    if num_seeds == 1 or num_draws < 2:
+        return 0.0
+    covariance = np.cov(drawn)
+    shared = (covariance.sum() - np.trace(covariance)) / (num_seeds * (num_seeds - 1))
+    own = np.trace(covariance) / num_seeds - shared
+    return float(np.sqrt(max(0.0, observed.var(ddof=1) - own) / num_seeds))
 
 
 def _p_value(differences: PerDraw) -> float:

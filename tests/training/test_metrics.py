@@ -19,20 +19,8 @@ from seqtrain.training.metrics import (
 )
 
 NAMES = [
-    "loss",
-    "accuracy",
-    "macro_f1",
-    "mcc",
-    "auroc",
-    "auprc",
-    "macro_auroc",
-    "macro_auprc",
-    "r2",
-    "pearson",
-    "spearman",
-    "rmse",
-    "mae",
-    "perplexity",
+    *("loss", "accuracy", "macro_f1", "mcc", "auroc", "auprc", "macro_auroc", "macro_auprc"),
+    *("r2", "pearson", "spearman", "rmse", "mae", "perplexity"),
 ]
 TASKS = ("classification", "multilabel", "regression", "residue_classification", "mlm")
 seeds = st.integers(0, 2**32 - 1)
