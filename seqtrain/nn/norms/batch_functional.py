@@ -1,0 +1,108 @@
+"""Masked batch norm as a function."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from seqtrain.nn.norms.masks import place_mask
+from seqtrain.nn.norms.moments import masked_moments, pool_moments
+from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
+from seqtrain.nn.norms.standardize import channel_shape, shaped, standardize
+
+
+def masked_batch_norm(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None = None,
+    running_mean: Float[Tensor, " C"] | None = None,
+    running_var: Float[Tensor, " C"] | None = None,
+    weight: Float[Tensor, " C"] | None = None,
+    bias: Float[Tensor, " C"] | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    channel_dim: int = 1,
+    num_batches_tracked: Int[Tensor, ""] | None = None,
+    min_count: int = 2,
+    running_weight: Float[Tensor, " C"] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, "..."]:
+    """Batch norm by the mean and variance of the real positions alone (Ioffe and Szegedy 2015).
+
+    Args:
+        input: Features of any rank from 2.
+        mask: True where real, without the channel dimension or with 1 or all channels there.
+            ``None`` is exactly ``torch.nn.functional.batch_norm``.
+        running_mean: Updated in place when ``training``; float32 or wider.
+        running_var: Likewise, with the unbiased variance.
+        weight: Scale of each channel.
+        bias: Shift of each channel.
+        training: Normalize by this batch instead of by the running statistics.
+        momentum: Weight of this batch in the running statistics; ``None`` gives the plain average
+            over batches and needs ``num_batches_tracked``.
+        eps: Added to the variance.
+        channel_dim: Where the channels are.
+        num_batches_tracked: Counter, increased in place by a batch that updates any channel.
+        min_count: In training a channel with fewer real positions is normalized as in evaluation
+            and leaves the running statistics alone; without these it comes out as ``bias``.
+        running_weight: Running number of real positions per channel. Given, a batch moves the
+            running statistics in proportion to its real positions, not as one batch among others.
+        group: Ranks that share their statistics.
+
+    Returns:
+        A tensor like ``input``, 0 at padding.
+
+    Raises:
+        TypeError: The mask is not boolean, or buffers to be updated are narrower than float32.
+        ValueError: The mask does not fit, or statistics are wanted that were not given.
+    """
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = RunningStatistics(running_mean, running_var, num_batches_tracked, running_weight)
+    if mask is None:
+        return _plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
+    mask = place_mask(mask, input, channel_dim)
+    shape = channel_shape(input, channel_dim)
+    dims = tuple(d for d in range(input.ndim) if d != channel_dim % input.ndim)
+    with torch.no_grad():
+        statistics = None if running is None else running_standard(running, shape, eps, dims)
+        if training:
+            moments = masked_moments(input, mask, dims)
+            if group is not None:
+                moments = pool_moments(moments, group)
+            enough = moments.n >= min_count
+            statistics = batch_standard(moments, enough, statistics, eps, dims, group)
+            if running is not None:
+                running.update(moments, enough, momentum)
+    if statistics is None:
+        raise ValueError("training=False normalizes by running_mean and running_var: both needed")
+    return standardize(input, mask, statistics, shaped(weight, shape), shaped(bias, shape))
+
+
+def _plain_batch_norm(
+    input: Tensor,
+    running: RunningStatistics | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    channel_dim: int,
+) -> Tensor:
+    """torch's own batch norm, over rows of channels where these are not at dimension 1."""
+    gain = 0.0 if momentum is None else momentum
+    if training and running is not None and running.num_batches is not None:
+        running.num_batches.add_(1)
+        gain = 1.0 / float(running.num_batches) if momentum is None else momentum
+    mean, var = (None, None) if running is None else (running.mean, running.var)
+    if mean is not None:
+        # A half-precision model's parameters beside its statistics, which stay wide.
+        weight, bias = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
+    if channel_dim % input.ndim == 1:
+        return F.batch_norm(input, mean, var, weight, bias, training, gain, eps)
+    moved = input.movedim(channel_dim, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    out = F.batch_norm(rows, mean, var, weight, bias, training, gain, eps)
+    return out.view(moved.shape).movedim(-1, channel_dim)

@@ -1,0 +1,228 @@
+"""The masked norms that keep no running statistics, as functions.
+
+Padding comes out as exact zeros and gets no gradient, whatever lies there.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seqtrain.nn.norms.masks import place_mask
+from seqtrain.nn.norms.moments import Moments, masked_moments
+from seqtrain.nn.norms.standardize import (
+    Statistics,
+    channel_shape,
+    inverse_root,
+    shaped,
+    standardize,
+)
+
+
+def masked_layer_norm(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
+    normalized_shape: Sequence[int],
+    weight: Float[Tensor, " C"] | None = None,
+    bias: Float[Tensor, " C"] | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_dim: int = -1,
+    over: Literal["position", "sequence"] = "position",
+) -> Float[Tensor, "..."]:
+    """Layer norm of real positions (Ba, Kiros and Hinton 2016).
+
+    Args:
+        input: Features ``(B, ..., C)``.
+        mask: True where real, without the channel dimension or with 1 or all channels there.
+        normalized_shape: The number of channels, as a sequence of one.
+        weight: Scale of each channel.
+        bias: Shift of each channel.
+        eps: Added to the variance.
+        channel_dim: Where the channels are.
+        over: ``"position"`` takes one mean and variance per position, over its channels, as
+            ``torch.nn.functional.layer_norm`` does; ``"sequence"`` one per sequence, over the
+            channels of all its real positions.
+
+    Returns:
+        A tensor like ``input``, 0 at padding.
+    """
+    _check_channels(input, channel_dim, normalized_shape)
+    placed = placed_or_all(mask, input, channel_dim)
+    if over == "position" and placed.shape[channel_dim] == 1:
+
+        def norm(x: Tensor) -> Tensor:
+            return F.layer_norm(x, normalized_shape, weight, bias, eps)
+
+        return _at_positions(norm, input, placed, channel_dim)
+    dims = (channel_dim % input.ndim,) if over == "position" else tuple(range(1, input.ndim))
+    statistics = own_statistics(masked_moments(input, placed, dims), eps, dims)
+    shape = channel_shape(input, channel_dim)
+    return standardize(input, placed, statistics, shaped(weight, shape), shaped(bias, shape))
+
+
+def masked_rms_norm(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
+    normalized_shape: Sequence[int],
+    weight: Float[Tensor, " C"] | None = None,
+    eps: float | None = None,
+    *,
+    channel_dim: int = -1,
+) -> Float[Tensor, "..."]:
+    """Root mean square norm of each real position over its channels (Zhang and Sennrich 2019).
+
+    Args:
+        input: Features.
+        mask: True where real, without the channel dimension or with 1 channel there.
+        normalized_shape: The number of channels, as a sequence of one.
+        weight: Scale of each channel.
+        eps: Added to the mean square; the smallest step of the dtype at 1 when not given.
+        channel_dim: Where the channels are.
+
+    Returns:
+        A tensor like ``input``, 0 at padding.
+    """
+    _check_channels(input, channel_dim, normalized_shape)
+    placed = placed_or_all(mask, input, channel_dim)
+    if placed.shape[channel_dim] != 1:
+        raise ValueError("the root mean square is taken over all channels: mask positions alone")
+
+    def norm(x: Tensor) -> Tensor:
+        return F.rms_norm(x, list(normalized_shape), weight, eps)
+
+    return _at_positions(norm, input, placed, channel_dim)
+
+
+def masked_group_norm(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
+    num_groups: int,
+    weight: Float[Tensor, " C"] | None = None,
+    bias: Float[Tensor, " C"] | None = None,
+    eps: float = 1e-5,
+    *,
+    channel_dim: int = 1,
+) -> Float[Tensor, "..."]:
+    """Group norm: groups of channels of each sequence over its real positions (Wu and He 2018).
+
+    Args:
+        input: Features, with the sequences at dimension 0.
+        mask: True where real, without the channel dimension or with 1 or all channels there.
+        num_groups: Number of groups; has to divide the number of channels.
+        weight: Scale of each channel.
+        bias: Shift of each channel.
+        eps: Added to the variance.
+        channel_dim: Where the channels are.
+
+    Returns:
+        A tensor like ``input``, 0 at padding.
+    """
+    channel = channel_dim % input.ndim
+    channels = input.shape[channel]
+    if channels % num_groups:
+        raise ValueError(f"{channels} channels cannot be cut into {num_groups} equal groups")
+    placed = placed_or_all(mask, input, channel)
+    masked_channels = placed.shape[channel] > 1
+    grouped_mask = placed.unflatten(channel, (num_groups, -1) if masked_channels else (1, 1))
+    grouped = input.unflatten(channel, (num_groups, -1))
+    dims = tuple(d for d in range(1, grouped.ndim) if d != channel)
+    statistics = own_statistics(masked_moments(grouped, grouped_mask, dims), eps, dims)
+    shape = [1] * grouped.ndim
+    shape[channel : channel + 2] = [num_groups, -1]
+    out = standardize(grouped, grouped_mask, statistics, shaped(weight, shape), shaped(bias, shape))
+    return out.flatten(channel, channel + 1)
+
+
+def masked_norm(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
+    dims: int | Sequence[int],
+    *,
+    eps: float = 0.0,
+    correction: int = 0,
+    constant: Literal["zero", "keep"] = "zero",
+) -> Float[Tensor, "..."]:
+    """Mean 0 and variance 1 over the real positions along ``dims``: the general form.
+
+    Batch, layer, group and instance norm are this over suitably reshaped axes.
+
+    Args:
+        input: Features of any rank.
+        mask: True where real: of the input's rank, every dimension equal or 1; or of one rank
+            less, for all of the last dimension.
+        dims: Dimensions that mean and variance are taken over.
+        eps: Added to the variance.
+        correction: The variance divides by n minus this.
+        constant: A selection without variance comes out as zeros or, with ``"keep"``, unaltered.
+            With ``eps=0`` a deviation that rounding alone can make counts as none, because the
+            division would blow it up to 1.
+
+    Returns:
+        A tensor like ``input``, 0 at padding.
+    """
+    dims = tuple(d % input.ndim for d in ([dims] if isinstance(dims, int) else dims))
+    placed = _broadcast_mask(mask, input)
+    with torch.no_grad():
+        moments = masked_moments(input, placed, dims)
+        rounding = torch.finfo(input.dtype).eps * moments.mean if eps == 0 else 0.0 * moments.mean
+        flat = moments.variance(correction) <= rounding.square()
+        moments = moments._replace(m2=moments.m2.masked_fill(flat, 0))
+    out = standardize(input, placed, own_statistics(moments, eps, dims, correction))
+    return torch.where(flat & placed, input, out) if constant == "keep" else out
+
+
+def placed_or_all(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
+    """The mask beside the input's dimensions; without one, a single True for every position."""
+    if mask is None:
+        return torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
+    return place_mask(mask, input, channel_dim)
+
+
+def _broadcast_mask(mask: Tensor | None, input: Tensor) -> Tensor:
+    if mask is None or mask.ndim == input.ndim - 1:
+        return placed_or_all(mask, input, -1)
+    if mask.ndim != input.ndim or any(
+        size not in (1, wanted) for size, wanted in zip(mask.shape, input.shape, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast against input of shape "
+            f"{tuple(input.shape)}: expected its rank, every dimension equal or 1, or its shape "
+            "without the last dimension"
+        )
+    return mask
+
+
+def own_statistics(
+    moments: Moments, eps: float, dims: tuple[int, ...], correction: int = 0
+) -> Statistics:
+    """Standardize by the input's own moments."""
+    invstd = inverse_root(moments.variance(correction), eps)
+    mean_share, var_share = (
+        1 / (moments.n - c).clamp(min=1).to(invstd.dtype) for c in (0, correction)
+    )
+    return Statistics(moments.mean, invstd, mean_share, var_share, dims)
+
+
+def _at_positions(
+    norm: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor, channel_dim: int
+) -> Tensor:
+    """torch's ``norm`` of each position over its channels, between two selections.
+
+    Zeros go in at padding, so that nothing that lies there reaches the gradient of the parameters.
+    """
+    padding = ~mask.movedim(channel_dim, -1)
+    real = input.movedim(channel_dim, -1).masked_fill(padding, 0)
+    return norm(real).to(input.dtype).masked_fill(padding, 0).movedim(-1, channel_dim)
+
+
+def _check_channels(input: Tensor, channel_dim: int, normalized_shape: Sequence[int]) -> None:
+    found = input.shape[channel_dim]
+    if list(normalized_shape) != [found]:
+        raise ValueError(
+            f"expected {list(normalized_shape)} channels at dimension {channel_dim} of an input "
+            f"of shape {tuple(input.shape)}, found {found}"
+        )

@@ -1,0 +1,153 @@
+"""Masked layer, RMS and group norm as modules: torch's own with a mask."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from seqtrain.nn.norms.functional import masked_group_norm, masked_layer_norm, masked_rms_norm
+from seqtrain.nn.norms.masks import current_mask
+
+
+class MaskedLayerNorm(nn.LayerNorm):
+    """Layer norm of real positions, 0 at padding; same state dict as ``torch.nn.LayerNorm``.
+
+    Args:
+        normalized_shape: Number of channels C.
+        eps: Added to the variance.
+        elementwise_affine: Learn a scale and a shift for each channel.
+        bias: Learn the shift, if ``elementwise_affine``.
+        device: Where the parameters are made.
+        dtype: Dtype of the parameters.
+        channel_dim: Where the channels are.
+        over: ``"position"`` takes mean and variance over the channels of each position;
+            ``"sequence"`` over the channels of all real positions of a sequence.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        channel_dim: int = -1,
+        over: Literal["position", "sequence"] = "position",
+    ) -> None:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
+        self.channel_dim = channel_dim
+        self.over = over
+
+    def forward(
+        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."]:
+        """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
+        return masked_layer_norm(
+            input,
+            current_mask() if mask is None else mask,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            self.eps,
+            channel_dim=self.channel_dim,
+            over=self.over,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that the module's repr shows."""
+        return f"{super().extra_repr()}, channel_dim={self.channel_dim}, over={self.over!r}"
+
+
+class MaskedRMSNorm(nn.RMSNorm):
+    """RMS norm of real positions, 0 at padding; same state dict as ``torch.nn.RMSNorm``.
+
+    Args:
+        normalized_shape: Number of channels C.
+        eps: Added to the mean square; the smallest step of the dtype at 1 when not given.
+        elementwise_affine: Learn a scale for each channel.
+        device: Where the parameters are made.
+        dtype: Dtype of the parameters.
+        channel_dim: Where the channels are.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        channel_dim: int = -1,
+    ) -> None:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, device, dtype)
+        self.channel_dim = channel_dim
+
+    def forward(
+        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."]:
+        """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
+        return masked_rms_norm(
+            input,
+            current_mask() if mask is None else mask,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            channel_dim=self.channel_dim,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that the module's repr shows."""
+        return f"{super().extra_repr()}, channel_dim={self.channel_dim}"
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group norm over real positions, 0 at padding; same state dict as ``torch.nn.GroupNorm``.
+
+    Args:
+        num_groups: Number of groups of channels.
+        num_channels: Number of channels C.
+        eps: Added to the variance.
+        affine: Learn a scale and a shift for each channel.
+        device: Where the parameters are made.
+        dtype: Dtype of the parameters.
+        channel_dim: Where the channels are: 1 for ``(B, C, L)``, -1 for ``(B, L, C)``.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        channel_dim: int = 1,
+    ) -> None:
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        self.channel_dim = channel_dim
+
+    def forward(
+        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."]:
+        """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
+        return masked_group_norm(
+            input,
+            current_mask() if mask is None else mask,
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            channel_dim=self.channel_dim,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings that the module's repr shows."""
+        return f"{super().extra_repr()}, channel_dim={self.channel_dim}"

@@ -1,0 +1,74 @@
+"""How a mask reaches a norm: placed beside the input's dimensions, or found in the context."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
+    """The mask as a view of the input's rank, with 1 or all channels at ``channel_dim``.
+
+    Aligning trailing dimensions instead would broadcast a ``(B, L)`` mask over the wrong axes,
+    without a word, whenever B = L = C.
+
+    Args:
+        mask: True where a position is real. The shape of ``input`` without its channels, or with
+            1 or all of them.
+        input: Features.
+        channel_dim: Where the channels of ``input`` are.
+
+    Raises:
+        TypeError: The mask is not boolean.
+        ValueError: The shapes do not fit.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = real), but its dtype is {mask.dtype}")
+    channel = channel_dim % input.ndim
+    placed = mask.unsqueeze(channel) if mask.ndim == input.ndim - 1 else mask
+    if placed.ndim != input.ndim or any(
+        size != wanted and not (dim == channel and size == 1)
+        for dim, (size, wanted) in enumerate(zip(placed.shape, input.shape, strict=True))
+    ):
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(input.shape)} "
+            f"with its channels at dimension {channel}: expected the shape of the input without "
+            "its channels, or with 1 or all of them"
+        )
+    return placed
+
+
+class _Current(threading.local):
+    # A ContextVar would do as well, but torch.compile cannot trace one.
+    mask: Tensor | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def mask_context(mask: Bool[Tensor, "..."] | None) -> Iterator[None]:
+    """Within it, a masked norm of this module family that is called without a mask uses this one.
+
+    It is how masks reach norms inside a model whose own code calls ``norm(x)``, such as one made by
+    ``convert_masked_batchnorm``. Each thread has its own; contexts nest, the innermost counts, and
+    ``None`` suspends an outer one. It works around a ``torch.compile``d model and within one.
+    With activation checkpointing, open it inside the checkpointed function, which runs again later.
+
+    Args:
+        mask: True where real; has to fit the input of every norm that runs within.
+    """
+    outer = _current.mask
+    _current.mask = mask
+    try:
+        yield
+    finally:
+        _current.mask = outer
+
+
+def current_mask() -> Bool[Tensor, "..."] | None:
+    """The mask of the innermost ``mask_context`` of this thread."""
+    return _current.mask

@@ -1,0 +1,79 @@
+"""Count, mean and squared deviations of real positions: taken, merged, and pooled over ranks."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Statistics of real positions; every reduced dimension is kept with size 1."""
+
+    n: Tensor
+    """Number of real positions: int64, or float once pooled over ranks."""
+    mean: Tensor
+    """Mean, 0 where nothing is real; float32 or wider."""
+    m2: Tensor
+    """Sum of squared deviations from the mean; float32 or wider."""
+
+    def variance(self, correction: int = 0) -> Tensor:
+        """``m2 / (n - correction)``, with a divisor of at least 1."""
+        return self.m2 / (self.n - correction).clamp(min=1)
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that statistics of ``dtype`` are kept in: float32 or wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def masked_moments(
+    input: Float[Tensor, "..."], mask: Bool[Tensor, "..."], dims: Sequence[int]
+) -> Moments:
+    """Count, mean and sum of squared deviations of the real positions, over ``dims``.
+
+    Two passes, the second corrected by the rounding error of the first (Chan, Golub and LeVeque
+    1983). E[x²] − μ² would cancel: at a mean of 1e4 in float32 it can come out negative.
+
+    Args:
+        input: Features; sums are taken in float32 or wider.
+        mask: True where real; of the input's rank, every dimension equal or 1.
+        dims: Dimensions that the statistics are taken over.
+    """
+    dims = tuple(dim % input.ndim for dim in dims)
+    padding = ~mask
+    counted = [input.shape[d] if d in dims else mask.shape[d] for d in range(input.ndim)]
+    n = mask.expand(counted).sum(dims, keepdim=True)
+    divisor = n.clamp(min=1)
+    wide = input.to(wide_dtype(input.dtype))
+    first = wide.masked_fill(padding, 0).sum(dims, keepdim=True) / divisor
+    centred = (wide - first).masked_fill(padding, 0)
+    error = centred.sum(dims, keepdim=True) / divisor
+    m2 = (centred * centred).sum(dims, keepdim=True) - n * error * error
+    return Moments(n, first + error, m2.clamp(min=0))
+
+
+def merge_moments(parts: Moments) -> Moments:
+    """One set of moments from several, stacked along a leading dimension (Chan et al. 1983)."""
+    n = parts.n.sum(0)
+    mean = (parts.n * parts.mean).sum(0) / n.clamp(min=1)
+    between = parts.n * (parts.mean - mean).square()
+    return Moments(n, mean, (parts.m2 + between).sum(0))
+
+
+def pool_moments(moments: Moments, group: dist.ProcessGroup) -> Moments:
+    """The moments of all real positions on all ranks; a rank may have none."""
+    n, mean, m2 = moments
+    packed = torch.stack([n.expand_as(mean).to(mean.dtype), mean, m2])
+    gathered = [torch.empty_like(packed) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, packed, group=group)
+    return merge_moments(Moments(*torch.stack(gathered, dim=1)))
+
+
+def sum_over_ranks(*parts: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, ...]:
+    """Each of some equally shaped tensors summed over the ranks, in one exchange."""
+    packed = torch.stack(parts)
+    dist.all_reduce(packed, group=group)
+    return packed.unbind()

@@ -1,0 +1,88 @@
+"""What a batch norm subtracts and divides by, and the running statistics it keeps."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seqtrain.nn.norms.moments import Moments
+from seqtrain.nn.norms.standardize import Statistics, inverse_root
+
+
+class RunningStatistics(NamedTuple):
+    """The buffers of a batch norm, each of shape ``(C,)`` but for the counter."""
+
+    mean: Tensor
+    var: Tensor
+    num_batches: Tensor | None = None
+    weight: Tensor | None = None
+    """Running number of real positions; given, a batch counts by its positions."""
+
+    def update(self, moments: Moments, enough: Tensor, momentum: float | None) -> None:
+        """Move towards ``moments`` in the channels that have ``enough`` real positions.
+
+        Buffers are written in place: rebinding them would keep each step's autograd graph alive.
+
+        Args:
+            moments: Of this batch, with C elements or 1 in each field.
+            enough: Which channels may move, with C elements or 1.
+            momentum: Weight of this batch; ``None`` gives the plain average over batches.
+        """
+        if self.mean.dtype.itemsize < 4:
+            raise TypeError(
+                f"running statistics in {self.mean.dtype} would stall: keep them in float32"
+            )
+        enough = enough.flatten()
+        gain = self._gain(enough, momentum)
+        if self.weight is not None:
+            count = moments.n.flatten().to(self.weight.dtype)
+            # NaN stands for unknown, as after loading a checkpoint that has no such buffer.
+            before = torch.where(self.weight.isnan(), count, self.weight)
+            total = before + gain * (count - before)
+            gain = gain * count / total
+            self.weight.copy_(torch.where(enough, total, self.weight))
+        for buffer, value in (
+            (self.mean, moments.mean.flatten()),
+            (self.var, moments.variance(correction=1).flatten()),
+        ):
+            buffer.copy_(torch.where(enough, (1 - gain) * buffer + gain * value, buffer))
+
+    def _gain(self, enough: Tensor, momentum: float | None) -> Tensor | float:
+        if self.num_batches is not None:
+            self.num_batches.add_(enough.any())
+        if momentum is not None:
+            return momentum
+        if self.num_batches is None:
+            raise ValueError("momentum=None averages over batches: num_batches_tracked is needed")
+        # The counter is still 0 when no channel of the first batch has enough positions.
+        return 1 / self.num_batches.clamp(min=1).to(self.mean.dtype)
+
+
+def running_standard(
+    running: RunningStatistics, shape: Sequence[int], eps: float, dims: tuple[int, ...]
+) -> Statistics:
+    """Standardize by the running statistics, which are constants."""
+    invstd = inverse_root(running.var, eps)
+    return Statistics(running.mean.view(shape), invstd.view(shape), None, None, dims)
+
+
+def batch_standard(
+    moments: Moments,
+    enough: Tensor,
+    fallback: Statistics | None,
+    eps: float,
+    dims: tuple[int, ...],
+    group: dist.ProcessGroup | None = None,
+) -> Statistics:
+    """Standardize by a batch, or by ``fallback`` (without one to 0) where n is not ``enough``."""
+    invstd = inverse_root(moments.variance(), eps)
+    share = torch.where(enough, 1 / moments.n.clamp(min=1).to(invstd.dtype), 0.0)
+    if fallback is None:
+        mean, invstd = moments.mean, torch.where(enough, invstd, 0.0)
+    else:
+        mean = torch.where(enough, moments.mean, fallback.mean)
+        invstd = torch.where(enough, invstd, fallback.invstd)
+    # A clone, because torch.compile takes no tensor twice in the call of an autograd.Function.
+    return Statistics(mean, invstd, share, share.clone(), dims, group)

@@ -1,0 +1,156 @@
+"""The elementwise half of every masked norm, with its gradient.
+
+``masked_moments`` reads, ``standardize`` writes: faster kernels belong behind these two functions.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seqtrain.nn.norms.moments import sum_over_ranks
+
+
+class Statistics(NamedTuple):
+    """What ``standardize`` subtracts and multiplies with, and how far it depends on the input."""
+
+    mean: Tensor
+    invstd: Tensor
+    mean_share: Tensor | None
+    """Derivative of the mean by each real position: 1/n, 0 where the mean is a constant."""
+    var_share: Tensor | None
+    """Weight of a squared deviation in the variance: 1/(n − correction), 0 where it is constant."""
+    dims: tuple[int, ...]
+    """Dimensions that mean and variance were taken over."""
+    group: dist.ProcessGroup | None = None
+    """The ranks that share the statistics."""
+
+
+def inverse_root(variance: Tensor, eps: float) -> Tensor:
+    """``1 / sqrt(variance + eps)``, and 0 instead of infinity."""
+    shifted = variance + eps
+    return torch.where(shifted > 0, shifted.rsqrt(), shifted.new_zeros(()))
+
+
+def standardize(
+    input: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."],
+    statistics: Statistics,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Float[Tensor, "..."]:
+    """``(input - mean) * invstd * weight + bias`` at real positions and exactly 0 elsewhere.
+
+    The gradient reaches ``input`` through mean and variance as well, and is exactly 0 at padding,
+    whatever lies there in ``input`` or in the upstream gradient.
+
+    Args:
+        input: Features.
+        mask: True where real; of the input's rank, every dimension equal or 1.
+        statistics: Constants to autograd, taken from ``input`` under ``no_grad``.
+        weight: Scale, of the input's rank with size 1 where it is shared.
+        bias: Shift, shaped like ``weight``.
+
+    Returns:
+        A tensor like ``input``, in its dtype.
+    """
+    out: Tensor = _Standardize.apply(  # type: ignore[no-untyped-call]
+        input, mask, weight, bias, *statistics
+    )
+    return out
+
+
+class _Standardize(torch.autograd.Function):
+    """The closed-form first derivative; higher ones differentiate ``_differentiable_backward``."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        mask: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        _mean_share: Tensor,
+        _var_share: Tensor,
+        _dims: tuple[int, ...],
+        _group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        # Subtract first: input * scale - mean * scale would cancel at a large mean.
+        out = (input - mean).mul_(invstd if weight is None else invstd * weight)
+        if bias is not None:
+            out += bias
+        return out.masked_fill_(~mask, 0).to(input.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        *tensors, ctx.dims, ctx.group = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
+        input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
+        padding = ~mask
+        normal = (input - mean).mul_(invstd).masked_fill_(padding, 0)
+        grad = grad.to(normal.dtype).masked_fill(padding, 0)
+        shared = [d for d in ctx.dims if weight is None or weight.shape[d] == 1]
+        # Everything after these two sums is small, or elementwise.
+        grad_sum = grad.sum(shared, keepdim=True)
+        product_sum = (grad * normal).sum(shared, keepdim=True)
+        grad_weight = None if weight is None else product_sum.sum_to_size(weight.shape)
+        grad_bias = None if bias is None else grad_sum.sum_to_size(bias.shape)
+        if weight is not None:
+            grad_sum, product_sum = grad_sum * weight, product_sum * weight
+            grad *= weight
+        if mean_share is not None and var_share is not None:
+            mean_term = grad_sum.sum(ctx.dims, keepdim=True)
+            var_term = product_sum.sum(ctx.dims, keepdim=True)
+            if ctx.group is not None:
+                mean_term, var_term = sum_over_ranks(mean_term, var_term, group=ctx.group)
+            grad -= normal.mul_(var_term * var_share)
+            grad -= mean_term * mean_share
+        grad_input = grad.mul_(invstd).masked_fill_(padding, 0).to(input.dtype)
+        return grad_input, None, grad_weight, grad_bias, *[None] * 6
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The same first derivative, in operations that can be differentiated again."""
+    if ctx.group is not None:
+        raise RuntimeError("statistics that are synchronised over ranks have no second derivative")
+    input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
+    with torch.enable_grad():
+        zero = mean.new_zeros(())
+        out = torch.where(mask, input - mean, zero)
+        if mean_share is not None:
+            # Both corrections have the value 0 and the derivative of the statistic by the input.
+            drift = mean_share * out.sum(ctx.dims, keepdim=True)
+            out = torch.where(mask, out - (drift - drift.detach()), zero)
+            spread = var_share * (out * out).sum(ctx.dims, keepdim=True)
+            spread = spread - spread.detach()
+            out = out * (1 + invstd * invstd * spread).rsqrt()
+        out = out * invstd
+        out = out if weight is None else out * weight
+        out = out if bias is None else torch.where(mask, out + bias, zero)
+        out = out.to(input.dtype)
+    places = {0: input, 2: weight, 3: bias}
+    wanted = {at: t for at, t in places.items() if t is not None and t.requires_grad}
+    grads = torch.autograd.grad(out, list(wanted.values()), grad, create_graph=True)
+    by_place = dict(zip(wanted, grads, strict=True))
+    return tuple(by_place.get(at) for at in range(len(ctx.needs_input_grad)))
+
+
+def channel_shape(input: Tensor, channel_dim: int) -> list[int]:
+    """The shape that makes a vector over channels broadcast against ``input``."""
+    shape = [1] * input.ndim
+    shape[channel_dim] = -1
+    return shape
+
+
+def shaped(parameter: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """A view of an optional parameter."""
+    return None if parameter is None else parameter.view(shape)
