@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,24 +52,31 @@ class Entry(NamedTuple):
     line: int
 
 
-def parse_fasta(path: str | Path, error: type[DataError] = FastaError) -> Iterator[Entry]:
-    """Entries of one file, in file order, with the text between two headers joined up.
+def parse_fasta(
+    lines: Iterable[str], source: str, error: type[DataError] = FastaError
+) -> Iterator[Entry]:
+    """Entries in file order, with the text between two headers joined up.
+
+    Args:
+        lines: What ``read_lines`` gives.
+        source: The file the lines come from, for messages.
+        error: What to raise.
 
     Raises:
-        DataError: As ``error``, when the file cannot be read, is empty, or is not FASTA.
+        DataError: As ``error``, when there is no entry, or something else before the first.
     """
     header_lines: deque[int] = deque()
-    lines = _from_first_header(path, header_lines, error)
-    for title, text in SimpleFastaParser(lines):  # type: ignore[no-untyped-call]
+    checked = _from_first_header(lines, source, header_lines, error)
+    for title, text in SimpleFastaParser(checked):  # type: ignore[no-untyped-call]
         yield Entry(title, text, header_lines.popleft())
 
 
 def _from_first_header(
-    path: str | Path, header_lines: deque[int], error: type[DataError]
+    lines: Iterable[str], source: str, header_lines: deque[int], error: type[DataError]
 ) -> Iterator[str]:
     """The lines that Biopython parses; it neither counts them nor minds what comes first."""
     started = False
-    for number, line in enumerate(read_lines(path, error), 1):
+    for number, line in enumerate(lines, 1):
         if line.startswith(">"):
             header_lines.append(number)
             started = True
@@ -78,12 +85,12 @@ def _from_first_header(
                 continue
             found = "FASTQ" if line.startswith("@") else repr(line.strip()[:40])
             raise error(
-                f"{shown(path)}: not FASTA. Expected line {number} to be a header that begins "
+                f"{shown(source)}: not FASTA. Expected line {number} to be a header that begins "
                 f"with '>', found {found}."
             )
         yield line
     if not started:
-        raise error(f"{shown(path)}: is empty, expected FASTA records.")
+        raise error(f"{shown(source)}: is empty, expected FASTA records.")
 
 
 def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
@@ -100,7 +107,8 @@ def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
     refuse_repeats(sources)
     places: dict[str, int] = {}  # id -> line and file as one number, to stay small
     for number, source in enumerate(sources):
-        for index, entry in enumerate(parse_fasta(source)):
+        lines = read_lines(source, FastaError)
+        for index, entry in enumerate(parse_fasta(lines, source)):
             name, description = (*entry.title.split(maxsplit=1), "", "")[:2]
             sequence = entry.text if entry.text.isalpha() else "".join(entry.text.split())
             reason = _why_not(name, sequence)

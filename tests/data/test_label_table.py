@@ -1,0 +1,227 @@
+import gzip
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqtrain.data.fasta import Record
+from seqtrain.data.label_table import header_labels, read_labels, split_name
+from seqtrain.errors import LabelError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content: str | bytes, name: str = "labels.tsv") -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+def message_of(*paths: str, **options: str) -> str:
+    with pytest.raises(LabelError) as caught:
+        read_labels(paths, **options)
+    return str(caught.value)
+
+
+cells = st.text(alphabet="abc 12,;|\"'é", max_size=6).map(str.strip).filter(bool)
+
+
+@given(
+    rows=st.dictionaries(cells, st.tuples(cells, cells), min_size=1, max_size=6),
+    delimiter=st.sampled_from("\t,;"),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+    mark=st.sampled_from(["", "\ufeff"]),
+    packed=st.booleans(),
+)
+def test_tables_are_read_whatever_their_delimiter(
+    tmp_path_factory, rows, delimiter, newline, mark, packed
+):
+    def quoted(cell: str) -> str:
+        return '"' + cell.replace('"', '""') + '"'
+
+    lines = [["id", "split", "label"], *([key, part, value] for key, (value, part) in rows.items())]
+    text = mark + newline.join(delimiter.join(map(quoted, line)) for line in lines)
+    path = tmp_path_factory.mktemp("labels") / "labels"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    table = read_labels([path])
+    assert table.values == {key: value for key, (value, _) in rows.items()}
+    assert table.splits == {key: part for key, (_, part) in rows.items()}
+    assert list(table.lines.values()) == list(range(2, len(rows) + 2))
+    assert set(table.sources.values()) == {str(path)}
+    assert table.kind == "table"
+
+
+def test_blank_lines_count_as_lines_and_hold_no_label(write):
+    table = read_labels([write("\n\nid\tlabel\n\na\tx\n  \t \nb\ty\n")])
+    assert table.values == {"a": "x", "b": "y"}
+    assert table.lines == {"a": 5, "b": 7}
+
+
+def test_tables_may_be_many(write):
+    first, second = write("id,label\na,x\n", "a.csv"), write("name\ty\tset\nb\tz\tdev\n", "b.tsv")
+    table = read_labels([first, second])
+    assert table.values == {"a": "x", "b": "z"}
+    assert table.sources == {"a": first, "b": second}
+    assert table.splits == {"b": "dev"}
+
+
+def test_standard_input_may_hold_the_labels(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"id\tlabel\na\tx\n")))
+    assert read_labels(["-"]).values == {"a": "x"}
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "columns"),
+    [
+        ("id\tlabel", {}, ("id", "label", "")),
+        ("id\ttarget\tsplit", {}, ("id", "target", "split")),
+        ("id\tlabel\tdup_in_train\tfold\tsplit", {}, ("id", "label", "split")),
+        ("fold\tAccession\tClass\tPARTITION", {}, ("Accession", "Class", "PARTITION")),
+        ("header\tactivity", {}, ("header", "activity", "")),
+        ("activity\tid", {}, ("id", "activity", "")),
+        ("label\tsequence_name", {}, ("sequence_name", "label", "")),
+        ("set\theader\tactivity", {}, ("header", "activity", "set")),
+        ("id\tlabel\tpH", {"label_column": "pH"}, ("id", "pH", "")),
+        ("a\tb\tc", {"id_column": "c", "label_column": "a"}, ("c", "a", "")),
+        ("id\tlabel\tfold", {"split_column": "fold"}, ("id", "label", "fold")),
+    ],
+)
+def test_columns_are_found_by_name_or_taken_as_told(write, header, options, columns):
+    path = write(header + "\n" + "\t".join("x" * len(header.split("\t"))) + "\n")
+    assert read_labels([path], **options).columns == columns
+
+
+def test_column_that_cannot_be_told_is_asked_for(write):
+    path = write("id\tph\ttm\tsplit\na\t1\t2\ttrain\n")
+    assert message_of(path) == (
+        f"{path}: which column holds the label? Columns: id, ph, tm, split. "
+        "Name it with --label-column."
+    )
+    assert "which column holds the label" in message_of(write("id\tsplit\na\ttrain\n"))
+
+
+@pytest.mark.parametrize("option", ["id_column", "label_column", "split_column"])
+def test_unknown_column_gets_the_nearest_name(write, option):
+    path = write("id\tactivity\na\t1\n")
+    message = message_of(path, **{option: "activty"})
+    assert message.startswith(f"{path}: there is no column 'activty'. Columns: id, activity.")
+    assert "Did you mean 'activity'?" in message
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "reason"),
+    [
+        ("a,x\nb,y,z\n", 3, "record 'b' (2nd, line 3): expected 2 cells as in the header, found 3"),
+        ("a,x\nb\n", 3, "record 'b' (2nd, line 3): expected 2 cells as in the header, found 1"),
+        ("a,x\n,y\n", 3, "record '' (2nd, line 3): the id is blank"),
+        ("a,x\nb, \n", 3, "record 'b' (2nd, line 3): the label is missing; add it or remove"),
+        ("a,x\nb,y\na,x\n", 4, "record 'a' (3rd, line 4): the id was used before, on line 2;"),
+    ],
+)
+def test_bad_row_is_told_with_its_line(write, rows, line, reason):
+    path = write("id,label\n" + rows)
+    assert message_of(path).startswith(f"{path}: {reason}")
+
+
+def test_all_bad_rows_of_all_files_are_told_at_once(write):
+    first = write("id,label\na,x\nb\n,x\n", "a.csv")
+    second = write("id,label\n" + "a,y\n" * 12, "b.csv")
+    lines = message_of(first, second).splitlines()
+    assert lines[0] == f"{first}: 2 records cannot be used:"
+    assert lines[3] == f"{second}: 12 records cannot be used:"
+    assert f"on line 2 of {first}" in lines[4]
+    assert lines[-1] == "  and 2 more."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty, expected labels"),
+        ("\n \n", "is empty, expected labels"),
+        ("idlabel\nab\n", "expected a header line with tabs or commas"),
+        ('id,label\na,"x\nb,y\n', "Is a quote left open?"),
+        (b"id,label\na,\0\n", "line 2 holds binary data"),
+        (gzip.compress(b"id,label\na,x\n")[:-9], "cut short"),
+        (">a\nHH\n>b\n", "record 'b' (2nd, line 3): the label is missing"),
+        (">a\nHH\n>\nH\n", "record '' (2nd, line 3): the id is blank"),
+        (">a\nHH\n>a\nH\n", "record 'a' (2nd, line 3): the id was used before, on line 1"),
+    ],
+)
+def test_unusable_file_is_told(write, content, message):
+    path = write(content)
+    told = message_of(path)
+    assert told.startswith(f"{path}: ")
+    assert message in told
+
+
+def test_missing_file_is_a_label_error(tmp_path):
+    assert message_of(str(tmp_path / "x.tsv")) == f"{tmp_path / 'x.tsv'}: no such file."
+
+
+def test_labels_fasta_keeps_letters_and_case_as_written(write):
+    table = read_labels([write("\n>a protein one\nHHhh\n12--\n>b\nNN nn\n")])
+    assert table.values == {"a": "HHhh12--", "b": "NNnn"}
+    assert table.lines == {"a": 2, "b": 5}
+    assert table.kind == "fasta"
+    assert table.splits == {}
+
+
+def test_tables_and_labels_fasta_do_not_mix(write):
+    assert "not as both" in message_of(write("id,label\na,x\n"), write(">a\nHH\n", "b.fasta"))
+
+
+def record(description: str, place: int = 0) -> Record:
+    return Record(f"r{place}", description, "ACGT", "train.fasta", 2 * place + 1, place)
+
+
+@pytest.mark.parametrize(
+    ("description", "value", "split"),
+    [
+        ("label=amp split=train", "amp", "train"),
+        ("SET=test TARGET=0.5", "0.5", "test"),
+        ("Target=a;b other=1", "a;b", None),
+        ("organism=x;label=amp", "amp", None),
+        ('len=3 label="two words" set=dev', "two words", "dev"),
+        ("label=a,b|c", "a,b|c", None),
+    ],
+)
+def test_header_attributes_are_read_in_any_case(description, value, split):
+    table = header_labels([record(description)])
+    assert table.values == {"r0": value}
+    assert table.splits == ({"r0": split} if split else {})
+    assert table.kind == "header"
+
+
+def test_header_labels_keep_the_place_of_the_record():
+    table = header_labels([record("no attribute"), record("label=x", 1), record("mylabel=x", 2)])
+    assert table.values == {"r1": "x"}
+    assert table.lines == {"r1": 3}
+    assert table.sources == {"r1": "train.fasta"}
+
+
+def test_other_header_keys_can_be_asked_for():
+    table = header_labels([record("label=x pH=7 fold=1")], "ph", "fold")
+    assert (table.values, table.splits) == ({"r0": "7"}, {"r0": "1"})
+
+
+def test_empty_header_label_is_missing():
+    with pytest.raises(LabelError, match=r"train.fasta: record 'r0' \(1st, line 1\): the label is"):
+        header_labels([record("label= split=train")])
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("train", ["train", "Training", " TRAIN "]),
+        ("valid", ["valid", "val", "dev", "Validation"]),
+        ("test", ["test", "TESTING"]),
+        (None, ["", "holdout", "test_extra_negatives", "0"]),
+    ],
+)
+def test_names_of_splits_are_normalised(name, texts):
+    assert {split_name(text) for text in texts} == {name}

@@ -1,0 +1,178 @@
+import json
+import statistics
+import string
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqtrain.data.labels import IGNORE, LabelCodec, infer_task
+from seqtrain.errors import ConfigError, LabelError
+
+names = st.text(alphabet=string.ascii_letters + " _-/", min_size=1).map(str.strip).filter(bool)
+numbers = st.floats(-1e6, 1e6).map(repr)
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["0", "1", "1"], "classification"),
+        (["0.0", "1.0"], "classification"),
+        (["1", "2", "10"], "classification"),
+        (["amp", "non_amp"], "classification"),
+        ([str(n) for n in range(10)], "classification"),
+        ([str(n) for n in range(11)], "regression"),
+        (["-288.0", "6352.0", "0.5"], "regression"),
+        (["0.1", "0.2"], "regression"),
+        (["1e-3", "1"], "regression"),
+        (["0.1", "high"], "classification"),
+        ([*map(str, range(100)), "n/a"], "regression"),
+        ([*map(str, range(10)), *"abcdefghij"], "classification"),
+        (["a", "b,c"], "multilabel"),
+        (["a; b"], "multilabel"),
+        (["a|b"], "multilabel"),
+        (["a,", "b"], "classification"),
+        (["1,2", "1"], "multilabel"),
+        (["nan", "inf"], "classification"),
+    ],
+)
+def test_task_is_told_from_the_labels(values, task):
+    assert infer_task(values, "table") == task
+    assert infer_task([*values, *values], "header") == task
+
+
+def test_labels_fasta_is_a_residue_task():
+    assert infer_task(["HHNN"], "fasta") == "residue_classification"
+
+
+@given(st.lists(names, min_size=2).filter(lambda values: len(set(values)) > 1))
+def test_every_class_has_its_index_in_sorted_order(values):
+    codec = LabelCodec.fit("classification", values)
+    assert list(codec.classes) == sorted(set(values))
+    assert codec.num_outputs == len(set(values))
+    assert [codec.classes[codec.encode(value)] for value in values] == values
+
+
+def test_numbered_classes_are_sorted_by_value():
+    assert LabelCodec.fit("classification", ["10", "9", "2", "10"]).classes == ("2", "9", "10")
+
+
+@given(st.lists(numbers, min_size=2).filter(lambda values: len(set(map(float, values))) > 1))
+def test_regression_keeps_raw_targets_with_mean_and_spread(values):
+    codec = LabelCodec.fit("regression", values)
+    targets = [float(value) for value in values]
+    assert [codec.encode(value) for value in values] == targets
+    assert codec.mean == pytest.approx(statistics.fmean(targets), rel=1e-9, abs=1e-6)
+    assert codec.std == pytest.approx(statistics.pstdev(targets), rel=1e-6, abs=1e-6)
+    assert codec.num_outputs == 1
+
+
+@given(
+    st.lists(st.sets(names, min_size=1).map(sorted), min_size=1), st.sampled_from([",", ";", "|"])
+)
+def test_multilabel_target_marks_exactly_the_names_in_the_cell(cells, separator):
+    codec = LabelCodec.fit("multilabel", [f" {separator} ".join(cell) for cell in cells])
+    assert list(codec.classes) == sorted({name for cell in cells for name in cell})
+    for cell in cells:
+        target = codec.encode(separator.join(cell))
+        assert target.dtype == np.float32
+        assert target.shape == (codec.num_outputs,)
+        assert [codec.classes[i] for i in np.flatnonzero(target)] == cell
+
+
+def test_multilabel_separator_is_the_rarest_in_names():
+    codec = LabelCodec.fit("multilabel", ["1,3-glucan;b", "b", "c;"])
+    assert codec.classes == ("1,3-glucan", "b", "c")
+    assert codec.separator == ";"
+
+
+def test_ignored_name_of_a_multilabel_task_is_no_class():
+    codec = LabelCodec.fit("multilabel", ["a,b", "none"], ignore=["none"])
+    assert codec.classes == ("a", "b")
+    assert codec.encode("none").tolist() == [0, 0]
+    assert codec.encode("b,none").tolist() == [0, 1]
+
+
+@given(
+    st.lists(st.text(alphabet="HhBU1-é字", min_size=1), min_size=1), st.sets(st.sampled_from("UH1"))
+)
+def test_residue_targets_name_each_residue_or_ignore_it(values, ignore):
+    ignore = sorted(ignore)
+    classes = sorted({letter for value in values for letter in value} - set(ignore))
+    if len(classes) < 2:
+        with pytest.raises(LabelError, match="two classes or more"):
+            LabelCodec.fit("residue_classification", values, ignore)
+        return
+    codec = LabelCodec.fit("residue_classification", values, ignore)
+    assert list(codec.classes) == classes
+    for value in values:
+        target = codec.encode(value)
+        assert target.dtype == np.int64
+        expected = [IGNORE if letter in ignore else classes.index(letter) for letter in value]
+        assert target.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "ignore"),
+    [
+        ("classification", ["a", "b"], ()),
+        ("multilabel", ["a;b", "c"], ("c",)),
+        ("regression", ["0.1", "3"], ()),
+        ("residue_classification", ["HNU"], ("U",)),
+    ],
+)
+def test_codec_survives_json(task, values, ignore):
+    codec = LabelCodec.fit(task, values, ignore)
+    assert LabelCodec.from_dict(json.loads(json.dumps(codec.to_dict()))) == codec
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "bad", "message"),
+    [
+        ("classification", ["a", "b"], "c", r"label 'c' is not among .* \(a, b\)"),
+        ("multilabel", ["a,b"], "a,c", "label 'c' is not among"),
+        ("regression", ["1", "2"], "n/a", "'n/a' is not a finite number"),
+        ("regression", ["1", "2"], "inf", "'inf' is not a finite number"),
+        ("residue_classification", ["HN"], "HNxN", "residue 3: label 'x' is not among"),
+        ("residue_classification", ["HN"], "A", "residue 1: label 'A' is not among"),
+    ],
+)
+def test_label_that_training_has_not_seen_is_refused(task, values, bad, message):
+    with pytest.raises(LabelError, match=message):
+        LabelCodec.fit(task, values).encode(bad)
+
+
+def test_long_lists_of_classes_are_cut_in_messages():
+    codec = LabelCodec.fit("classification", [f"c{n:02}" for n in range(30)])
+    with pytest.raises(LabelError, match=r"c10, c11, \.\.\.\)"):
+        codec.encode("x")
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("classification", ["a", "a"], "two classes or more, found a"),
+        ("residue_classification", ["HH", "H"], "two classes or more, found H"),
+        ("multilabel", [",", ", "], "two classes or more, found none"),
+        ("regression", ["2", "2.0"], "Every training target is 2"),
+        ("regression", ["2", "x"], "'x' is not a finite number"),
+    ],
+)
+def test_labels_that_teach_nothing_are_refused(task, values, message):
+    with pytest.raises(LabelError, match=message):
+        LabelCodec.fit(task, values)
+
+
+@pytest.mark.parametrize(
+    ("task", "ignore", "message"),
+    [
+        ("clasification", (), "task: expected one of classification, .*'clasification'"),
+        ("classification", ("a",), "no use in classification"),
+        ("regression", ("1",), "no use in regression"),
+        ("residue_classification", ("HH",), "one letter, found 'HH'"),
+    ],
+)
+def test_settings_that_do_not_fit_the_task_are_refused(task, ignore, message):
+    with pytest.raises(ConfigError, match=message):
+        LabelCodec.fit(task, ["a", "b"], ignore)
