@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
+from seqtrain.data.labels import IGNORE
 from seqtrain.data.store import SequenceDataset
+from seqtrain.data.tokenizer import PAD
 
-PAD = 0
-IGNORE = -100
 PLANS = ("random", "bucketed")
 
 # A sorting window holds this many batches, and an epoch at least this many windows: wide windows
@@ -165,6 +165,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def lengths(self) -> Int64[Tensor, " B"]:
+        """Residues of each record."""
+        return self.mask.sum(dim=1)
 
     @property
     def padding_share(self) -> float:
