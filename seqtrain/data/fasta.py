@@ -173,7 +173,7 @@ def reject_message(rejects: Sequence[Reject]) -> str:
 def _file_message(source: str, rejects: Sequence[Reject]) -> str:
     lines = [
         f"record {r.id!r} ({_ordinal(r.index + 1)}, line {r.line}): {r.reason}."
-        for r in rejects[:MAX_LISTED]
+        for r in sorted(rejects, key=lambda reject: reject.index)[:MAX_LISTED]
     ]
     if len(rejects) == 1:
         return f"{shown(source)}: {lines[0]}"

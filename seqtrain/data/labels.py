@@ -1,4 +1,4 @@
-"""What labels mean: the task they belong to, and the targets they become."""
+"""What labels mean: the task they belong to, and their way to targets and back."""
 
 import math
 import re
@@ -51,7 +51,7 @@ def infer_task(values: Iterable[str], kind: str) -> str:
 
 @dataclass(frozen=True)
 class LabelCodec:
-    """What turns label text into targets, and names a model's outputs; travels with the model."""
+    """What turns label text into targets and back; travels with a model."""
 
     task: str
     """One of ``TASKS``."""
@@ -156,6 +156,23 @@ class LabelCodec:
             raise LabelError(f"residue {strange[0] + 1}: {self._unknown(value[strange[0]])}")
         encoded: Int64[np.ndarray, " L"] = targets[nearest]
         return encoded
+
+    def decode(self, target: Any) -> str | float:
+        """The label of a target as ``SequenceDataset.target`` gives it; a number for regression.
+
+        Ignored residues come back as the first ignored label.
+        """
+        match self.task:
+            case "regression":
+                return float(target)
+            case "classification":
+                return self.classes[int(target)]
+            case "multilabel":
+                return self.separator.join(self.classes[i] for i in np.flatnonzero(target))
+            case _:
+                names = {IGNORE: self.ignore[0]} if self.ignore else {}
+                names |= dict(enumerate(self.classes))
+                return "".join(names[index] for index in target.tolist())
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""

@@ -105,7 +105,7 @@ class Tokenizer:
         # bytes.translate runs through the letters in C: about 10^9 a second.
         tokens = _letters(sequence).translate(self._table, self._dropped)
         if not tokens or _REFUSED in tokens:
-            raise DataError(f"{self.problem(sequence)}.")
+            raise DataError(self.problem(sequence))
         return np.frombuffer(tokens, dtype=np.uint8)
 
     def keep(self, sequence: str) -> Bool[np.ndarray, " N"]:

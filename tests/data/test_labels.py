@@ -52,6 +52,7 @@ def test_every_class_has_its_index_in_sorted_order(values):
     assert list(codec.classes) == sorted(set(values))
     assert codec.num_outputs == len(set(values))
     assert [codec.classes[codec.encode(value)] for value in values] == values
+    assert [codec.decode(np.int64(codec.encode(value))) for value in values] == values
 
 
 def test_numbered_classes_are_sorted_by_value():
@@ -63,6 +64,7 @@ def test_regression_keeps_raw_targets_with_mean_and_spread(values):
     codec = LabelCodec.fit("regression", values)
     targets = [float(value) for value in values]
     assert [codec.encode(value) for value in values] == targets
+    assert [codec.decode(codec.encode(value)) for value in values] == targets
     assert codec.mean == pytest.approx(statistics.fmean(targets), rel=1e-9, abs=1e-6)
     assert codec.std == pytest.approx(statistics.pstdev(targets), rel=1e-6, abs=1e-6)
     assert codec.num_outputs == 1
@@ -79,6 +81,7 @@ def test_multilabel_target_marks_exactly_the_names_in_the_cell(cells, separator)
         assert target.dtype == np.float32
         assert target.shape == (codec.num_outputs,)
         assert [codec.classes[i] for i in np.flatnonzero(target)] == cell
+        assert codec.decode(target) == codec.separator.join(cell)
 
 
 def test_multilabel_separator_is_the_rarest_in_names():
@@ -111,6 +114,8 @@ def test_residue_targets_name_each_residue_or_ignore_it(values, ignore):
         assert target.dtype == np.int64
         expected = [IGNORE if letter in ignore else classes.index(letter) for letter in value]
         assert target.tolist() == expected
+        blind = "".join(ignore[0] if letter in ignore else letter for letter in value)
+        assert codec.decode(target) == blind
 
 
 @pytest.mark.parametrize(
