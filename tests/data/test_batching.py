@@ -197,6 +197,7 @@ def test_collate_matches_padding_each_record_by_hand(kind, lengths, extra, data)
     batch = collate(dataset, np.array(chosen), pad_to=None if extra is None else width)
     assert batch.tokens.shape == batch.mask.shape == (len(chosen), width)
     assert batch.index.tolist() == chosen
+    assert batch.lengths.tolist() == [lengths[i] for i in chosen]
     assert batch.num_residues == int(batch.mask.sum()) == sum(lengths[i] for i in chosen)
     for row, i in enumerate(chosen):
         gap = width - lengths[i]
