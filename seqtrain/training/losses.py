@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from seqtrain.data.batching import IGNORE
+from seqtrain.data.labels import IGNORE
 
 
 def sequence_loss(

@@ -32,7 +32,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
-from seqtrain.data.batching import IGNORE
+from seqtrain.data.labels import IGNORE
 from seqtrain.training.ranking import Counts, Groups, PerDraw, rank_correlation, ranking_areas
 
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
