@@ -172,11 +172,6 @@ class Batch:
         return self.mask.sum(dim=1)
 
     @property
-    def lengths(self) -> Int64[Tensor, " B"]:
-        """Residues of each record, on the device of the batch."""
-        return self.mask.sum(dim=1)
-
-    @property
     def padding_share(self) -> float:
         """Padded positions over all positions, from 0 to 1."""
         positions = self.mask.numel()
