@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def lengths_to_mask(lengths: Int[Tensor, " B"], max_length: int | None = None) -> Bool[Tensor, "B L"]:
+def lengths_to_mask(
+    lengths: Int[Tensor, " B"], max_length: int | None = None
+) -> Bool[Tensor, "B L"]:
     """The mask of right-padded sequences, ``(B, max_length)``.
 
     Args:
@@ -21,7 +23,7 @@ def lengths_to_mask(lengths: Int[Tensor, " B"], max_length: int | None = None) -
 
 
 def zero_padding(x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
-    """``x`` with exact zeros at padded positions, in the dtype of ``x``; the gradient there is 0."""
+    """``x`` with exact zeros at padding, in the dtype of ``x``; the gradient there is 0."""
     return torch.where(mask[..., None], x, x.new_zeros(()))
 
 

@@ -1,0 +1,150 @@
+"""The repeated parts of the encoders. Hidden states are ``(B, L, C)``, contiguous.
+
+A norm is called as ``norm(x, mask)`` and decides what it leaves at padded positions: every one
+but the leaky batch norm leaves exact zeros.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqtrain.nn.layout import Layout
+
+NormFactory = Callable[[int], nn.Module]
+"""Makes the norm of so many channels."""
+
+
+class ChannelsLastConv1d(nn.Conv1d):
+    """``nn.Conv1d`` over ``(B, L, C)``: same parameters, same padding with zeros.
+
+    It runs as a two-dimensional convolution of height one on channels-last memory, which the CPU
+    and GPU libraries have their fastest kernels for; no transposed copy is made.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size, padding="same", dilation=dilation)
+
+    def forward(self, input: Float[Tensor, "B L C"]) -> Float[Tensor, "B L D"]:
+        """Convolved states, as long as the input."""
+        reach = (self.kernel_size[0] - 1) // 2 * self.dilation[0]
+        weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        image = input.transpose(1, 2).unsqueeze(2)
+        out = F.conv2d(image, weight, self.bias, padding=(0, reach), dilation=(1, self.dilation[0]))
+        return out.squeeze(2).transpose(1, 2).contiguous()
+
+
+class ConvBlock(nn.Module):
+    """``x + dropout(relu(norm(conv(x))))``: the norm follows the convolution, so it can be folded.
+
+    After every norm but the leaky one padding is zero again, so that the next convolution sees
+    beyond the end of a sequence what it would see there were the sequence alone.
+    """
+
+    def __init__(
+        self, embed_dim: int, kernel_size: int, dilation: int, dropout: float, norm: NormFactory
+    ):
+        super().__init__()
+        self.conv = ChannelsLastConv1d(embed_dim, embed_dim, kernel_size, dilation)
+        self.norm = norm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
+        """The states after this block."""
+        update: Tensor = self.dropout(F.relu(self.norm(self.conv(x), layout.mask)))
+        return x + update
+
+
+class RotaryPositions(nn.Module):
+    """Turns pairs of channels by an angle proportional to the position.
+
+    RoFormer, Su et al. 2021, arXiv:2104.09864: the product of a query and a key then depends on
+    their distance alone.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, head_dim: int, base: float = 10_000.0):
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("frequencies", base**-exponents, persistent=False)
+
+    def angles(self, positions: Int[Tensor, "*grid"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, float32, ``(1 or B, 1, L, head_dim / 2)``."""
+        angle = positions[..., None].float() * self.frequencies.float()
+        angle = angle.unsqueeze(-3) if angle.dim() == 3 else angle[None, None]
+        return angle.cos(), angle.sin()
+
+    @staticmethod
+    def turn(
+        x: Float[Tensor, "B H L D"], angles: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "B H L D"]:
+        """``x`` turned, in its own dtype."""
+        cos, sin = (a.to(x.dtype) for a in angles)
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among the real residues of each sequence."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.rotary = RotaryPositions(embed_dim // num_heads)
+        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
+        """What each residue gathers from its sequence."""
+        B, L, C = x.shape
+        heads = self.in_proj(x).view(B, L, 3, self.num_heads, C // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        angles = self.rotary.angles(layout.positions)
+        q, k = self.rotary.turn(q, angles), self.rotary.turn(k, angles)
+        attend = _attend_masked if layout.spans is None else _attend_each
+        gathered = attend(q, k, v, layout, self.dropout if self.training else 0.0)
+        out: Tensor = self.out_proj(gathered.transpose(1, 2).reshape(B, L, C))
+        return out
+
+
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """All sequences at once; padded keys are masked out."""
+    # nn.MultiheadAttention's key_padding_mask means the opposite; this one is True = attend.
+    mask = layout.mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+def _attend_each(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
+    """One sequence after the other: no work on padding, no mask to read. Faster on a CPU."""
+    assert layout.spans is not None
+    out = torch.zeros_like(q)
+    for row, start, length in layout.spans:
+        at = (slice(row, row + 1), slice(None), slice(start, start + length))
+        out[at] = F.scaled_dot_product_attention(q[at], k[at], v[at], dropout_p=dropout)
+    return out
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and feed-forward, each added to what came in."""
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, ffn_dim: int, dropout: float, norm: NormFactory
+    ):
+        super().__init__()
+        self.attention_norm = norm(embed_dim)
+        self.attention = SelfAttention(embed_dim, num_heads, dropout)
+        self.ffn_norm = norm(embed_dim)
+        self.ffn = nn.Sequential(
+            nn.Linear(embed_dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, embed_dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
+        """The states after this block."""
+        x = x + self.dropout(self.attention(self.attention_norm(x, layout.mask), layout))
+        update: Tensor = self.dropout(self.ffn(self.ffn_norm(x, layout.mask)))
+        return x + update

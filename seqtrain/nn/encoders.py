@@ -1,0 +1,79 @@
+"""From tokens to hidden states, ``(B, L, C)``, zero at padding."""
+
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from seqtrain.data.tokenizer import PAD
+from seqtrain.masking import zero_padding
+from seqtrain.nn.blocks import ConvBlock, NormFactory, TransformerBlock
+from seqtrain.nn.layout import Layout
+
+
+class Encoder(nn.Module):
+    """An embedding and a stack of blocks; what every encoder shares."""
+
+    def __init__(
+        self, vocab_size: int, embed_dim: int, dropout: float, blocks: Iterator[nn.Module]
+    ):
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=PAD)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
+        """Hidden states of real residues, exact zeros at padding."""
+        x = self.dropout(zero_padding(self.embedding(tokens), layout.mask))
+        for block in self.blocks:
+            x = block(x, layout)
+        return zero_padding(x, layout.mask)
+
+
+class CnnEncoder(Encoder):
+    """Residual dilated convolutions; time and memory grow with the number of residues."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        num_layers: int,
+        kernel_size: int,
+        max_dilation: int,
+        dropout: float,
+        norm: NormFactory,
+    ):
+        dilations = islice(cycle(_powers_of_two(max_dilation)), num_layers)
+        blocks = (ConvBlock(embed_dim, kernel_size, d, dropout, norm) for d in dilations)
+        super().__init__(vocab_size, embed_dim, dropout, blocks)
+
+
+class TransformerEncoder(Encoder):
+    """Pre-norm attention with rotary positions; time grows with the square of the length."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        dropout: float,
+        norm: NormFactory,
+    ):
+        blocks = (
+            TransformerBlock(embed_dim, num_heads, ffn_dim, dropout, norm)
+            for _ in range(num_layers)
+        )
+        super().__init__(vocab_size, embed_dim, dropout, blocks)
+        self.norm = norm(embed_dim)
+
+    def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
+        """Normalized hidden states of real residues, exact zeros at padding."""
+        return zero_padding(self.norm(super().forward(tokens, layout), layout.mask), layout.mask)
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [2**i for i in range(largest.bit_length()) if 2**i <= largest]

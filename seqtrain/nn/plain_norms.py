@@ -1,0 +1,60 @@
+"""Norms that know nothing of padding, in the encoders' calling form: the controls.
+
+They are what a user would write without a mask, so that a comparison has something to compare
+with. :class:`LayerNorm` and :class:`NoNorm` work on each position alone and need none.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from seqtrain.masking import zero_padding
+
+
+class LeakyBatchNorm(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` over every position: padding counts and is left as it comes out.
+
+    A record's result depends on what it was batched with, in training and in evaluation.
+    """
+
+    def forward(  # type: ignore[override]
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L C"]:
+        """Normalized states; whatever comes out at padding stays."""
+        return super().forward(input.flatten(0, 1)).view_as(input)
+
+
+class PlainBatchNorm(LeakyBatchNorm):
+    """``nn.BatchNorm1d`` over every position, padding zeroed again after.
+
+    In training the padding still counts in the statistics; in evaluation a record's result no
+    longer depends on its neighbours.
+    """
+
+    def forward(  # type: ignore[override]
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L C"]:
+        """Normalized states, exact zeros at padding."""
+        return zero_padding(super().forward(input, mask), mask)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the channels of each position; exact zeros at padding.
+
+    Layer Normalization, Ba et al. 2016, arXiv:1607.06450.
+    """
+
+    def forward(  # type: ignore[override]
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L C"]:
+        """Normalized states."""
+        return zero_padding(super().forward(zero_padding(input, mask)), mask)
+
+
+class NoNorm(nn.Module):
+    """The states as they are, with exact zeros at padding."""
+
+    def forward(
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L C"]:
+        """``input`` without what lies in the padding."""
+        return zero_padding(input, mask)
