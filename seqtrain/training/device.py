@@ -1,0 +1,51 @@
+"""Where to compute and how wide."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from seqtrain.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: this machine or this build of torch has no such device.
+    """
+    has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    device = torch.device(name)
+    missing = (device.type == "cuda" and not has_cuda) or (device.type == "mps" and not has_mps)
+    if missing or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"trainer.device={name}: torch {torch.__version__} sees no such device here. "
+            "Use auto or cpu."
+        )
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; ``auto`` is bfloat16 on a GPU that computes it, else float32.
+
+    Raises:
+        ConfigError: the device cannot compute in that precision.
+    """
+    if name == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if on_gpu else torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise ConfigError(
+            "trainer.precision=float16: a CPU has no loss scaling to keep small gradients. "
+            "Use bfloat16 or float32."
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
+    """Mixed precision for the forward pass; nothing in float32."""
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=precision)

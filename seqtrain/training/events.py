@@ -1,0 +1,64 @@
+"""What a training run tells those who watch it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from seqtrain.nn.model import SequenceModel
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """One optimizer step."""
+
+    step: int
+    """Counted from 1."""
+    num_steps: int
+    """If training is not stopped early."""
+    epoch: int
+    """Counted from 1."""
+    loss: float
+    """Mean over what the step counted."""
+    lr: float
+    grad_norm: float
+    """Before clipping."""
+    residues_per_second: float
+    """Real residues, over the last step."""
+    padding_share: float
+    """Padded positions over all positions, in this epoch so far."""
+
+
+@dataclass(frozen=True)
+class EpochEvent:
+    """One pass over the training part, and the look at the validation part after it."""
+
+    epoch: int
+    num_epochs: int
+    step: int
+    train_loss: float
+    valid: dict[str, float]
+    """Metrics of the validation part."""
+    monitor: str
+    is_best: bool
+    best: float
+    residues_per_second: float
+    padding_share: float
+    seconds: float
+    """Since training began, earlier parts of a resumed run included."""
+    model: SequenceModel
+    confusion: np.ndarray | None
+    """int64 ``(K, K)`` counts of the validation part, rows are the truth; None without classes."""
+
+
+class Observer(Protocol):
+    """Someone who watches; none of them changes what is computed."""
+
+    def on_step(self, event: StepEvent) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, event: EpochEvent) -> None:
+        """After each epoch."""
+
+    def close(self) -> None:
+        """When training ends, however it ends."""

@@ -1,0 +1,89 @@
+"""A model's outputs for a whole dataset, in its order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.store import SequenceDataset
+from seqtrain.nn.model import SequenceModel
+from seqtrain.training.device import autocast
+from seqtrain.training.metrics import ConfusionCounts, compute_metrics
+from seqtrain.training.objective import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model says of each record, or of each residue where the task is about residues."""
+
+    values: np.ndarray
+    """float32: probabilities ``(N, K)``, or values ``(N,)`` in the target's unit; residue tasks
+    have one row per residue, in the order of ``dataset.tokens``."""
+    loss: float
+    """Mean loss per record, or per counted residue; NaN without targets."""
+
+
+@torch.inference_mode()
+def predict_outputs(
+    model: SequenceModel,
+    dataset: SequenceDataset,
+    objective: Objective,
+    *,
+    max_tokens: int,
+    precision: torch.dtype = torch.float32,
+) -> Outputs:
+    """Outputs in evaluation mode; the model's mode is put back after.
+
+    Args:
+        model: On the device to compute on.
+        dataset: Records of any lengths; targets are used for the loss if there are any.
+        objective: Says the task, and counts the loss.
+        max_tokens: Padded positions per batch.
+        precision: Of matrix products.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    values: np.ndarray | None = None
+    loss_sum, loss_count = 0.0, 0.0
+    plan = plan_batches(dataset.lengths, "bucketed", max_tokens=max_tokens, shuffle=False)
+    for index in plan:
+        batch = collate(dataset, index).to(device)
+        with autocast(device, precision):
+            logits = model(batch.tokens, batch.lengths)
+        if batch.targets is not None:
+            total, count = objective(model, batch, logits)
+            loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
+        rows = _rows(model.head.readout(logits), batch, objective.task).cpu().numpy()  # type: ignore[operator]
+        where = dataset.positions(index) if _is_residue(objective.task) else index
+        if values is None:
+            size = len(dataset.tokens) if _is_residue(objective.task) else len(dataset)
+            values = np.empty((size, *rows.shape[1:]), np.float32)
+        values[where] = rows
+    model.train(was_training)
+    assert values is not None, "a dataset holds at least one record"
+    return Outputs(values, loss_sum / loss_count if loss_count else float("nan"))
+
+
+def _is_residue(task: str) -> bool:
+    return task.startswith("residue")
+
+
+def _rows(readout: Tensor, batch: Batch, task: str) -> Tensor:
+    """One row per record, or per real residue."""
+    return readout[batch.mask] if _is_residue(task) else readout
+
+
+def score_outputs(
+    outputs: Outputs, dataset: SequenceDataset, task: str, num_classes: int
+) -> dict[str, float]:
+    """The metrics of a labelled dataset by name, ``loss`` among them."""
+    assert dataset.targets is not None, "only a labelled dataset can be scored"
+    if _is_residue(task):
+        counts = ConfusionCounts(num_classes)
+        counts.update(outputs.values.argmax(axis=1), dataset.targets)
+        return {"loss": outputs.loss, **counts.metrics()}
+    metrics = compute_metrics(task, outputs.values, dataset.targets, num_classes)
+    return {"loss": outputs.loss, **metrics}

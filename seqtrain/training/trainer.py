@@ -1,0 +1,336 @@
+"""Steps, epochs, the best checkpoint, and going on after an interruption, bit for bit."""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.store import SequenceDataset
+from seqtrain.errors import TrainingError
+from seqtrain.nn.model import SequenceModel
+from seqtrain.training.checkpoint import (
+    RunDir,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+)
+from seqtrain.training.device import autocast
+from seqtrain.training.events import EpochEvent, Observer, StepEvent
+from seqtrain.training.metrics import HIGHER_IS_BETTER, ConfusionCounts
+from seqtrain.training.objective import Objective
+from seqtrain.training.optim import build_schedule
+from seqtrain.training.outputs import predict_outputs, score_outputs
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How long, how much at once, and when to stop. Units as in the configuration."""
+
+    max_epochs: int
+    patience: int
+    monitor: str
+    batching: str
+    max_tokens: int
+    max_sequences: int | None
+    num_classes: int
+    accumulate: int = 1
+    clip_norm: float = 1.0
+    warmup_fraction: float = 0.05
+    precision: torch.dtype = torch.float32
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all that a resumed run needs beside tensors."""
+
+    epoch: int = 0
+    """Finished epochs."""
+    batch: int = 0
+    """Finished batches of the running epoch."""
+    step: int = 0
+    """Finished optimizer steps."""
+    best: float | None = None
+    """Best value of the monitored metric so far."""
+    best_epoch: int = 0
+    loss_sum: float = 0.0
+    """Of the running epoch."""
+    loss_count: float = 0.0
+    residues: int = 0
+    """Real residues of the running epoch."""
+    positions: int = 0
+    """Positions of the running epoch, padding counted."""
+    seconds: float = 0.0
+    """Of all training so far, validation included."""
+    done: bool = False
+
+
+class Trainer:
+    """Trains one model on one device.
+
+    Args:
+        model: On its device.
+        objective: The loss.
+        optimizer: Over the model's parameters.
+        settings: How long and how much at once.
+        train: Labelled records.
+        valid: Labelled records that choose the best checkpoint.
+        run: Where checkpoints go.
+        observers: Those who are told.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainerSettings,
+        train: SequenceDataset,
+        valid: SequenceDataset,
+        run: RunDir,
+        observers: Sequence[Observer] = (),
+    ):
+        self.model, self.objective, self.optimizer = model, objective, optimizer
+        self.settings, self.train, self.valid = settings, train, valid
+        self.run, self.observers = run, observers
+        self.device = next(model.parameters()).device
+        self.progress = Progress()
+        self.steps_per_epoch = -(-len(self._plan(0)) // settings.accumulate)
+        # Plans differ by a batch or two from epoch to epoch; the schedule stays at zero beyond.
+        self.num_steps = self.steps_per_epoch * settings.max_epochs
+        self.schedule = build_schedule(optimizer, self.num_steps, settings.warmup_fraction)
+        is_half = settings.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
+        self._stop = False
+
+    def fit(self) -> Progress:
+        """Train until the last epoch or until patience ends; returns where the run stands.
+
+        Raises:
+            TrainingError: a loss was not finite; nothing was updated with it.
+            KeyboardInterrupt: the run was interrupted; its last checkpoint is written.
+        """
+        self._since_save = time.monotonic()
+        with self._graceful_interrupt():
+            while not self.progress.done:
+                self._fit_epoch()
+                self._end_epoch()
+        return self.progress
+
+    def resume(self) -> None:
+        """Put everything back to where the last checkpoint left it.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged or of another model.
+        """
+        folder = self.run.checkpoint("last")
+        state = load_checkpoint(folder, self.model)
+        tensors = load_training_state(folder)
+        self.progress = Progress(**state["progress"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
+        self.schedule.load_state_dict(tensors["schedule"])
+        self.scaler.load_state_dict(tensors["scaler"])
+        torch.set_rng_state(tensors["rng"])
+        if "cuda_rng" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["cuda_rng"], self.device)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        settings = self.settings
+        return plan_batches(
+            self.train.lengths,
+            settings.batching,
+            max_tokens=settings.max_tokens,
+            max_sequences=settings.max_sequences,
+            seed=settings.seed,
+            epoch=epoch,
+        )
+
+    def _fit_epoch(self) -> None:
+        self.model.train()
+        plan = self._plan(self.progress.epoch)
+        for first in range(self.progress.batch, len(plan), self.settings.accumulate):
+            group = plan[first : first + self.settings.accumulate]
+            self._step([collate(self.train, index) for index in group])
+            self.progress.batch = first + len(group)
+            if self._stop:
+                self._save_last()
+                raise KeyboardInterrupt
+            if time.monotonic() - self._since_save > 60 * self.settings.checkpoint_minutes:
+                self._save_last()
+
+    def _step(self, batches: Sequence[Batch]) -> None:
+        """One optimizer step; the gradient is that of the mean over all that the batches count."""
+        began = time.monotonic()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, loss_count = 0.0, 0.0
+        for batch in batches:
+            on_device = batch.to(self.device, non_blocking=True)
+            with autocast(self.device, self.settings.precision):
+                logits = self.model(on_device.tokens, on_device.lengths)
+            total, count = self.objective(self.model, on_device, logits)
+            loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
+            self._check_finite(loss_sum, batches)
+            self.scaler.scale(total).backward()
+        grad_norm = self._update(loss_count)
+        self._count(batches, loss_sum, loss_count, time.monotonic() - began)
+        self._tell_step(batches, loss_sum / max(loss_count, 1e-12), grad_norm, began)
+
+    def _update(self, loss_count: float) -> float:
+        """Divide the summed gradient by the count, clip, step; returns the norm before clipping."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        self.scaler.unscale_(self.optimizer)
+        torch._foreach_div_(gradients, max(loss_count, 1e-12))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return float(norm)
+
+    def _count(
+        self, batches: Sequence[Batch], loss_sum: float, loss_count: float, seconds: float
+    ) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.loss_sum += loss_sum
+        progress.loss_count += loss_count
+        progress.residues += sum(batch.num_residues for batch in batches)
+        progress.positions += sum(batch.mask.numel() for batch in batches)
+        progress.seconds += seconds
+
+    def _check_finite(self, loss_sum: float, batches: Sequence[Batch]) -> None:
+        if np.isfinite(loss_sum):
+            return
+        ids = [self.train.ids[i] for batch in batches for i in batch.index.tolist()]
+        shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise TrainingError(
+            f"step {self.progress.step + 1}: the loss is {loss_sum}, so no step was taken. "
+            f"The records of this step: {shown}. Lower optim.lr, or look at these records."
+        )
+
+    def _tell_step(
+        self, batches: Sequence[Batch], loss: float, grad_norm: float, began: float
+    ) -> None:
+        progress = self.progress
+        event = StepEvent(
+            step=progress.step,
+            num_steps=self.num_steps,
+            epoch=progress.epoch + 1,
+            loss=loss,
+            lr=float(self.schedule.get_last_lr()[0]),
+            grad_norm=grad_norm,
+            residues_per_second=sum(b.num_residues for b in batches)
+            / max(time.monotonic() - began, 1e-9),
+            padding_share=1 - progress.residues / max(progress.positions, 1),
+        )
+        for observer in self.observers:
+            observer.on_step(event)
+
+    def _end_epoch(self) -> None:
+        began = time.monotonic()
+        progress, settings = self.progress, self.settings
+        metrics, confusion = self._validate()
+        value = metrics[settings.monitor]
+        is_best = _is_better(value, progress.best, settings.monitor)
+        progress.epoch += 1
+        progress.batch = 0
+        if is_best:
+            progress.best, progress.best_epoch = value, progress.epoch
+        waited = progress.epoch - progress.best_epoch
+        out_of_patience = settings.patience > 0 and waited >= settings.patience
+        progress.done = progress.epoch >= settings.max_epochs or out_of_patience
+        progress.seconds += time.monotonic() - began
+        event = EpochEvent(
+            epoch=progress.epoch,
+            num_epochs=settings.max_epochs,
+            step=progress.step,
+            train_loss=progress.loss_sum / max(progress.loss_count, 1e-12),
+            valid=metrics,
+            monitor=settings.monitor,
+            is_best=is_best,
+            best=value if progress.best is None else progress.best,
+            residues_per_second=progress.residues * progress.epoch / max(progress.seconds, 1e-9),
+            padding_share=1 - progress.residues / max(progress.positions, 1),
+            seconds=progress.seconds,
+            model=self.model,
+            confusion=confusion,
+        )
+        for observer in self.observers:
+            observer.on_epoch(event)
+        progress.loss_sum = progress.loss_count = 0.0
+        progress.residues = progress.positions = 0
+        if is_best:
+            save_checkpoint(
+                self.run.checkpoint("best"),
+                self.model,
+                {"progress": asdict(progress), "valid": metrics},
+            )
+        self._save_last()
+
+    def _validate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Metrics of the validation part, and its confusion counts where there are classes."""
+        task, settings = self.objective.task, self.settings
+        outputs = predict_outputs(
+            self.model,
+            self.valid,
+            self.objective.plain(),
+            max_tokens=settings.max_tokens,
+            precision=settings.precision,
+        )
+        metrics = score_outputs(outputs, self.valid, task, settings.num_classes)
+        if task not in ("classification", "residue_classification"):
+            return metrics, None
+        assert self.valid.targets is not None
+        counts = ConfusionCounts(settings.num_classes)
+        counts.update(outputs.values.argmax(axis=1), self.valid.targets)
+        return metrics, counts.matrix
+
+    def _save_last(self) -> None:
+        tensors: dict[str, Any] = {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        state = {"progress": asdict(self.progress)}
+        save_checkpoint(self.run.checkpoint("last"), self.model, state, tensors)
+        self._since_save = time.monotonic()
+
+    @contextmanager
+    def _graceful_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the run after this step; the next one at once."""
+
+        def ask_to_stop(signum: int, frame: FrameType | None) -> None:
+            if self._stop:
+                signal.default_int_handler(signum, frame)
+            self._stop = True
+
+        try:
+            before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: whoever started the thread handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _is_better(value: float, best: float | None, monitor: str) -> bool:
+    """Whether ``value`` beats ``best``; the first value always does, NaN otherwise never."""
+    if best is None or np.isnan(best):
+        return True
+    return value > best if HIGHER_IS_BETTER[monitor] else value < best
