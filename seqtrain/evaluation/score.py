@@ -1,0 +1,230 @@
+"""How good a model is on labelled records: intervals, lengths, baselines, confusion."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from seqtrain.data.audit import length_only_baseline, majority_baseline
+from seqtrain.data.store import SequenceDataset
+from seqtrain.errors import CheckpointError
+from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
+from seqtrain.training.metrics import ConfusionCounts, primary_metric, record_confusions
+from seqtrain.training.outputs import Outputs, score_outputs
+
+NUM_LENGTH_BINS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Everything that ``seqtrain eval`` says."""
+
+    n: int
+    """Records."""
+    task: str
+    metrics: dict[str, Interval]
+    by_length: list[dict[str, Any]]
+    """One row per bin: shortest, longest, n, and the metrics in it."""
+    baselines: dict[str, dict[str, float]]
+    """Metrics by baseline: what can be reached without reading the sequence."""
+    confusion: np.ndarray | None
+    """int64 ``(K, K)``, rows are the truth; None without classes."""
+    class_names: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that ``--json`` writes."""
+        return {
+            "n": self.n,
+            "task": self.task,
+            "metrics": {name: interval._asdict() for name, interval in self.metrics.items()},
+            "by_length": self.by_length,
+            "baselines": self.baselines,
+            "classes": list(self.class_names),
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPart:
+    """What baselines need to know of the training part: lengths and targets, no residues."""
+
+    lengths: Int64[np.ndarray, " N"]
+    targets: np.ndarray
+    """As in the dataset; residue tasks keep one count per class instead."""
+
+    @classmethod
+    def of(cls, train: SequenceDataset, num_classes: int) -> "TrainingPart":
+        """The summary of a labelled dataset."""
+        assert train.targets is not None
+        targets = train.targets
+        if train.per_residue:
+            targets = np.bincount(targets[targets >= 0], minlength=num_classes)
+        return cls(train.lengths, targets)
+
+    def write(self, path: Path) -> None:
+        """Write two arrays, nothing pickled."""
+        np.savez_compressed(path, lengths=self.lengths, targets=self.targets)
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainingPart":
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            CheckpointError: missing or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(arrays["lengths"], arrays["targets"])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise CheckpointError(f"{path}: the run directory is damaged: {error}.") from error
+
+
+def evaluate(
+    outputs: Outputs,
+    dataset: SequenceDataset,
+    task: str,
+    class_names: Sequence[str],
+    training: TrainingPart | None = None,
+    *,
+    record_losses: Float[np.ndarray, " N"] | None = None,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Metrics of ``outputs`` with 95 % bootstrap intervals, over lengths, and beside baselines.
+
+    Args:
+        outputs: What the model says of ``dataset``.
+        dataset: Labelled records.
+        task: What is predicted.
+        class_names: Names of the classes, in order; empty for a regression.
+        training: Lengths and targets of the training part; without it there are no baselines.
+        record_losses: Loss of each record, where the metrics alone do not give it (regression).
+        num_draws: Bootstrap draws.
+        seed: Of the bootstrap.
+    """
+    assert dataset.targets is not None
+    num_classes = max(1, len(class_names))
+    confusion = None
+    if task.endswith("classification"):
+        counts = ConfusionCounts(num_classes)
+        counts.update(outputs.values.argmax(axis=1), dataset.targets)
+        confusion = counts.matrix
+    return Evaluation(
+        n=len(dataset),
+        task=task,
+        metrics=_intervals(outputs, dataset, task, num_classes, record_losses, num_draws, seed),
+        by_length=_by_length(outputs, dataset, task, num_classes),
+        baselines=_baselines(training, dataset, task) if training is not None else {},
+        confusion=confusion,
+        class_names=tuple(class_names),
+    )
+
+
+def _intervals(
+    outputs: Outputs,
+    dataset: SequenceDataset,
+    task: str,
+    num_classes: int,
+    record_losses: np.ndarray | None,
+    num_draws: int,
+    seed: int,
+) -> dict[str, Interval]:
+    assert dataset.targets is not None
+    intervals = functools.partial(bootstrap_intervals, num_draws=num_draws, seed=seed)
+    if dataset.per_residue:
+        predictions = outputs.values.argmax(axis=1)
+        confusions = record_confusions(predictions, dataset.targets, dataset.offsets, num_classes)
+        losses = residue_losses(outputs.values, dataset)
+        return {**intervals("loss", losses, None), **intervals(task, confusions, None)}
+    found = intervals(task, outputs.values, dataset.targets)
+    if record_losses is None:
+        return found
+    sums = np.stack([record_losses, np.ones_like(record_losses)], axis=1)
+    return {**intervals("loss", sums, None), **found}
+
+
+def residue_losses(
+    probabilities: Float[np.ndarray, "R K"], dataset: SequenceDataset
+) -> Float[np.ndarray, "N 2"]:
+    """Sum of negative log-likelihoods of each record, and the residues that count in it."""
+    assert dataset.targets is not None
+    counted = dataset.targets >= 0
+    rows = np.flatnonzero(counted)
+    chosen = probabilities[rows, dataset.targets[rows]].astype(np.float64)
+    record = np.repeat(np.arange(len(dataset)), dataset.lengths)[rows]
+    losses = -np.log(np.maximum(chosen, np.finfo(np.float32).eps))
+    sums = np.bincount(record, weights=losses, minlength=len(dataset))
+    return np.stack([sums, np.bincount(record, minlength=len(dataset))], axis=1)
+
+
+def _by_length(
+    outputs: Outputs, dataset: SequenceDataset, task: str, num_classes: int
+) -> list[dict[str, Any]]:
+    """Metrics within bins of about equally many records."""
+    edges = np.unique(np.quantile(dataset.lengths, np.linspace(0, 1, NUM_LENGTH_BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, dataset.lengths, side="left")
+    rows = []
+    for number in np.unique(bins):
+        chosen = np.flatnonzero(bins == number)
+        part = dataset.subset(chosen)
+        where = dataset.positions(chosen) if dataset.per_residue else chosen
+        part_outputs = Outputs(outputs.values[where], float("nan"))
+        metrics = score_outputs(part_outputs, part, task, num_classes)
+        rows.append(
+            {
+                "shortest": int(part.lengths.min()),
+                "longest": int(part.lengths.max()),
+                "n": len(part),
+                **{k: v for k, v in metrics.items() if k != "loss"},
+            }
+        )
+    return rows
+
+
+def _baselines(
+    training: TrainingPart, dataset: SequenceDataset, task: str
+) -> dict[str, dict[str, float]]:
+    assert dataset.targets is not None
+    if dataset.per_residue:
+        counts = ConfusionCounts(len(training.targets))
+        commonest = np.full(len(dataset.tokens), int(training.targets.argmax()))
+        counts.update(commonest, dataset.targets)
+        return {"majority": counts.metrics()}
+    return {
+        "majority": majority_baseline(training.targets, dataset.targets, task),
+        "length_only": length_only_baseline(
+            training.lengths, training.targets, dataset.lengths, dataset.targets, task
+        ),
+    }
+
+
+def alarms(
+    metrics: Mapping[str, float],
+    baselines: Mapping[str, Mapping[str, float]],
+    outputs: Outputs,
+    task: str,
+) -> list[str]:
+    """Sentences on what makes a result worthless, however good it looks; none if all is well.
+
+    Constant predictions; and a primary metric no better than that of a baseline that does not
+    read the sequence.
+    """
+    found = []
+    values = outputs.values
+    answers = values.argmax(axis=1) if values.ndim == 2 and task != "multilabel" else values
+    if len(answers) > 1 and (answers == answers[0]).all():
+        found.append(
+            "every prediction is the same: the model has learnt nothing from the sequences"
+        )
+    name = primary_metric(task)
+    for baseline, scores in baselines.items():
+        if name in scores and not metrics[name] > scores[name]:
+            found.append(
+                f"{name} {metrics[name]:.3f} is no better than the {baseline.replace('_', '-')} "
+                f"baseline's {scores[name]:.3f}"
+            )
+    return found
