@@ -50,8 +50,8 @@ class DataConfig:
     """Which files, which columns, which part is for what."""
 
     train: list[str] = field(default_factory=list)
-    """FASTA files to train on; ``-`` is standard input. A path that starts with ``bundled:`` lies in
-    the data that comes with seqtrain."""
+    """FASTA files to train on; ``-`` is standard input. A path that starts with ``bundled:`` lies
+    in the data that comes with seqtrain."""
     valid: list[str] = field(default_factory=list)
     """FASTA files for early stopping and choosing the best checkpoint."""
     test: list[str] = field(default_factory=list)
@@ -92,7 +92,8 @@ class TokenizerConfig:
     alphabet: str | None = None
     """``protein``, ``dna`` or ``rna``; none: detected."""
     ambiguous: str = "unknown"
-    """IUPAC ambiguity codes and rare residues (B J O U X Z; N R Y ...): ``unknown``, ``keep`` or ``error``."""
+    """IUPAC ambiguity codes and rare residues (B J O U X Z; N R Y ...): ``unknown``, ``keep``
+    or ``error``."""
     gap: str = "drop"
     """``-`` and ``.``: ``drop``, ``unknown`` or ``error``."""
     stop: str = "drop"
@@ -212,7 +213,7 @@ class TaskConfig:
     """``classification``, ``multilabel``, ``regression`` or ``residue_classification``; none: told
     from the labels."""
     pooling: str | None = None
-    """``mean``, ``max``, ``mean_max`` or ``attention``; none: chosen for the task. Unused by residue tasks."""
+    """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``. Not for residue tasks."""
     head_dropout: float = 0.1
     """Share of pooled channels dropped before the last layer while training."""
     label_smoothing: float = 0.0
@@ -248,7 +249,8 @@ class TaskConfig:
         for key, is_ignored in unread.items():
             if is_ignored:
                 raise ConfigError(
-                    f"task.{key}={getattr(self, key)}: the task {name!r} does not use it. Leave it out."
+                    f"task.{key}={getattr(self, key)}: the task {name!r} does not use it. "
+                    "Leave it out."
                 )
 
 
@@ -293,8 +295,8 @@ class TrainerConfig:
     accumulate: int = 1
     """Batches whose gradients are summed before a step, weighted by what each one counts."""
     precision: str = "auto"
-    """``float32``, ``bfloat16`` or ``float16`` for matrix work; statistics stay in float32. ``auto``:
-    bfloat16 where a GPU computes it, else float32."""
+    """``float32``, ``bfloat16`` or ``float16`` for matrix work; statistics stay in float32.
+    ``auto``: bfloat16 where a GPU computes it, else float32."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
     num_threads: int = 0
@@ -332,7 +334,7 @@ class RunConfig:
 
 
 def package_dir(name: str) -> Path:
-    """The folder ``conf`` or ``data``: inside an installed wheel, or beside the package in a checkout."""
+    """The folder ``conf`` or ``data``: inside an installed wheel, else beside the package."""
     here = Path(__file__).parent
     inside = here / {"conf": "conf", "data": "bundled"}[name]
     return inside if inside.is_dir() else here.parent / name

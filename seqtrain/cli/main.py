@@ -1,0 +1,61 @@
+"""The command `seqtrain`: verbs, exit codes, and the one place that prints a user's error."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import seqtrain
+from seqtrain.cli import compare, config, data, evaluate, info, predict, train
+from seqtrain.errors import SeqtrainError
+
+app = typer.Typer(
+    name="seqtrain",
+    help="Train and evaluate sequence encoders whose results never depend on padding.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("compare-norms")(compare.compare_norms)
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+app.command("info")(info.info)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"seqtrain {seqtrain.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 fixable by the user, 2 usage, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except SeqtrainError as error:
+        print(f"seqtrain: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("seqtrain: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`); python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,87 @@
+"""Options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+TrainFiles = Annotated[
+    list[str] | None,
+    typer.Option("--train", metavar="FASTA", help="Train on this file; repeatable; - is stdin."),
+]
+ValidFiles = Annotated[
+    list[str] | None,
+    typer.Option("--valid", metavar="FASTA", help="Stop early and choose by this file."),
+]
+TestFiles = Annotated[
+    list[str] | None,
+    typer.Option("--test", metavar="FASTA", help="Score this file once, after training."),
+]
+LabelFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        help="TSV or CSV joined by record id, or a labels FASTA; without it: header attributes.",
+    ),
+]
+LabelColumn = Annotated[str | None, typer.Option(help="Column that holds the label or target.")]
+IdColumn = Annotated[str | None, typer.Option(help="Column that holds the record ids.")]
+SplitColumn = Annotated[str | None, typer.Option(help="Column that says train, valid or test.")]
+ConfigName = Annotated[
+    str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")
+]
+ConfigDir = Annotated[
+    Path | None,
+    typer.Option("--config-dir", "-d", help="Your own config folder, searched first."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in Hydra's grammar."),
+]
+Fasta = Annotated[list[str], typer.Argument(metavar="FASTA...", help="Files; - is stdin.")]
+RunPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory that `seqtrain train` made.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Padded positions per batch; as in training."),
+]
+OnError = Annotated[
+    str, typer.Option("--on-error", help="fail, or skip: say in `status` what is wrong.")
+]
+
+
+def data_values(
+    train: list[str] | None,
+    valid: list[str] | None,
+    test: list[str] | None,
+    labels: list[str] | None,
+    label_column: str | None,
+    id_column: str | None,
+    split_column: str | None,
+) -> dict[str, Any]:
+    """Settings by dotted name from the options.
+
+    A training file replaces all files that the config names: nobody wants their own sequences
+    tested on the bundled ones.
+    """
+    values: dict[str, Any] = {}
+    parts = {"train": train, "valid": valid, "test": test, "labels": labels}
+    for name, paths in parts.items():
+        if paths or train:
+            values[f"data.{name}"] = [absolute(path) for path in paths or []]
+    columns = {
+        "label_column": label_column,
+        "id_column": id_column,
+        "split_column": split_column,
+    }
+    values.update({f"data.{k}": v for k, v in columns.items() if v is not None})
+    return values
+
+
+def absolute(path: str) -> str:
+    """The path as a run keeps it, so that --resume works from any folder."""
+    return path if path == "-" or path.startswith("bundled:") else str(Path(path).absolute())

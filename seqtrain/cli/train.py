@@ -1,0 +1,251 @@
+"""`seqtrain train`: load settings, read records, choose, build, fit, evaluate."""
+
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seqtrain.cli import options
+from seqtrain.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from seqtrain.pipeline import Plan
+    from seqtrain.training.checkpoint import RunDir
+    from seqtrain.training.events import Observer
+
+
+def train(
+    overrides: options.Overrides = None,
+    train: options.TrainFiles = None,
+    valid: options.ValidFiles = None,
+    test: options.TestFiles = None,
+    labels: options.LabelFiles = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    split_column: options.SplitColumn = None,
+    config_name: options.ConfigName = "config",
+    config_dir: options.ConfigDir = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", "-o", help="Where the run goes; runs/TIME if not given."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --run-dir.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in --run-dir first.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show settings, data, model and memory; train nothing."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train an encoder on FASTA files with labels, and score it on the test part.
+
+    Without files it trains on the bundled data. Settings that you do not give are chosen from the
+    data, printed, and kept with the run.
+    """
+    values = options.data_values(train, valid, test, labels, label_column, id_column, split_column)
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other.")
+    if resume and run_dir is None:
+        raise typer.BadParameter("--resume needs --run-dir: the run to go on with.")
+    from seqtrain.training.checkpoint import RunDir, RunLock
+
+    run = RunDir(run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
+    given = bool(values or overrides or config_name != "config" or config_dir)
+    if not dry_run:
+        _check_place(run, resume=resume, overwrite=overwrite)
+    plan = _plan(run, given, resume, config_name, overrides or [], config_dir, values)
+    if dry_run:
+        return _show_plan(plan, json)
+    with RunLock(run):
+        if overwrite:
+            _remove_run(run)
+        return _train(plan, run, resume, quiet, json)
+
+
+def _plan(
+    run: "RunDir",
+    given: bool,
+    resume: bool,
+    config_name: str,
+    overrides: list[str],
+    config_dir: Path | None,
+    values: dict[str, Any],
+) -> "Plan":
+    """The plan of the settings given; a resumed run must keep its own."""
+    from seqtrain.config import load_config
+    from seqtrain.pipeline import differing_settings, plan_run
+    from seqtrain.training.checkpoint import read_run
+
+    if not resume:
+        return plan_run(load_config(config_name, overrides, config_dir=config_dir, values=values))
+    saved, _ = read_run(run)
+    if not given:
+        return plan_run(saved)
+    plan = plan_run(load_config(config_name, overrides, config_dir=config_dir, values=values))
+    differing = differing_settings(plan.config, saved)
+    if differing:
+        raise CheckpointError(
+            f"{run.path}: --resume goes on with the settings of the run, but these differ: "
+            f"{', '.join(differing)}. Give the same settings or none, or use another --run-dir."
+        )
+    return plan
+
+
+def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
+    if resume and not run.holds_run():
+        raise CheckpointError(f"{run.path}: there is no run to resume. Leave --resume out.")
+    if run.holds_run() and not (resume or overwrite):
+        raise CheckpointError(
+            f"{run.path}: holds a run already. Go on with it by --resume, delete it by "
+            "--overwrite, or choose another --run-dir."
+        )
+    if run.path.exists() and not run.path.is_dir():
+        raise CheckpointError(
+            f"{run.path}: is a file, expected a folder. Choose another --run-dir."
+        )
+    if resume and run.summary.exists():
+        raise CheckpointError(
+            f"{run.path}: this run is complete; its numbers are in summary.json. "
+            "Begin a new one in another --run-dir."
+        )
+
+
+def _remove_run(run: "RunDir") -> None:
+    """Delete what a run consists of, and nothing else that lies in the folder."""
+    for name in ("checkpoints", "tensorboard", "predictions"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+    for path in (run.config, run.data, run.metrics, run.summary):
+        path.unlink(missing_ok=True)
+    for name in ("splits.tsv", "training_part.npz"):
+        (run.path / name).unlink(missing_ok=True)
+
+
+def _train(plan: "Plan", run: "RunDir", resume: bool, quiet: bool, json: bool) -> None:
+    from seqtrain.pipeline import train_run
+
+    def make_observers(run: "RunDir", plan: "Plan", step: int) -> "Sequence[Observer]":
+        return _observers(run, plan, step, quiet)
+
+    if not quiet:
+        _say_plan(plan)
+    try:
+        summary = train_run(plan, run, resume=resume, make_observers=make_observers)
+    except KeyboardInterrupt:
+        print(
+            f"seqtrain: interrupted; go on with: seqtrain train --resume -o {run.path}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    _print_summary(run, summary, json)
+
+
+def _observers(run: "RunDir", plan: "Plan", step: int, quiet: bool) -> "Sequence[Observer]":
+    from seqtrain.config import config_to_dict
+    from seqtrain.pipeline import flatten
+    from seqtrain.reporting import JsonLines, PlainLines, ProgressBar, TensorBoard, stderr_console
+
+    settings = {k: str(v) for k, v in flatten(config_to_dict(plan.config)).items()}
+    observers: list[Observer] = [
+        JsonLines(run.metrics, step),
+        TensorBoard(run.tensorboard, settings, plan.data.codec.classes, step),
+    ]
+    if not quiet:
+        console = stderr_console()
+        observers.append(ProgressBar(console, step) if console.is_terminal else PlainLines())
+    return observers
+
+
+def _say_plan(plan: "Plan") -> None:
+    for warning in plan.data.report.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
+    parts = {"train": plan.data.train, "valid": plan.data.valid, "test": plan.data.test}
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    print(f"records: {counts}", file=sys.stderr)
+    for choice in plan.choices:
+        print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", file=sys.stderr)
+
+
+def _show_plan(plan: "Plan", as_json: bool) -> None:
+    """The dry run: everything that is known before the first step."""
+    import torch
+
+    from seqtrain.build import build_model
+    from seqtrain.config import config_to_dict, config_to_yaml
+    from seqtrain.pipeline import count_parameters, estimate_memory
+    from seqtrain.reporting import stdout_console, table, to_json
+
+    data, config = plan.data, plan.config
+    torch.manual_seed(config.trainer.seed)
+    model = build_model(config, data.tokenizer, data.codec)
+    parameters = count_parameters(model)
+    longest = int(max(part.lengths.max() for part in (data.train, data.valid)))
+    memory = estimate_memory(config, parameters, longest)
+    if as_json:
+        shown = {"config": config_to_dict(config), "data": data.report}
+        print(to_json({**shown, "num_parameters": parameters, "memory_bytes": memory}, indent=1))
+        return
+    console = stdout_console()
+    console.print(config_to_yaml(config), markup=False)
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    rows = [
+        (
+            name,
+            len(part),
+            int(part.lengths.min()),
+            int(sorted(part.lengths)[len(part) // 2]),
+            int(part.lengths.max()),
+            int(part.lengths.sum()),
+        )
+        for name, part in parts.items()
+        if part is not None
+    ]
+    console.print(
+        table("data", ("part", "records", "shortest", "median", "longest", "residues"), rows)
+    )
+    modules = [
+        (name or "model", type(module).__name__, sum(p.numel() for p in module.parameters()))
+        for name, module in model.named_modules()
+        if name.count(".") <= 1
+    ]
+    console.print(table("model", ("module", "kind", "parameters"), modules))
+    for choice in plan.choices:
+        console.print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", markup=False)
+    for warning in data.report.get("warnings", []):
+        console.print(f"warning: {warning}", markup=False)
+    megabytes = f"about {memory / 1e6:,.0f} MB (estimated)"
+    console.print(f"parameters: {parameters:,}; memory of a training step: {megabytes}")
+
+
+def _print_summary(run: "RunDir", summary: dict[str, Any], as_json: bool) -> None:
+    from seqtrain.cli.evaluate import print_evaluation
+    from seqtrain.reporting import stdout_console, to_json
+
+    if as_json:
+        print(to_json(summary, indent=1))
+        return
+    console = stdout_console()
+    name = "test" if "test" in summary else "valid"
+    print_evaluation(console, summary[name], f"{name} part")
+    for part in ("valid", "test"):
+        for alarm in summary.get(part, {}).get("alarms", []):
+            print(f"ALARM ({part} part): {alarm}", file=sys.stderr)
+    console.print(
+        f"best epoch {summary['best_epoch']} of {summary['epochs']}, "
+        f"{summary['steps']:,} steps, {summary['seconds']:.0f} s, "
+        f"{summary['num_parameters']:,} parameters"
+    )
+    console.print(f"run:         {run.path}", markup=False, soft_wrap=True)
+    console.print(f"predictions: {run.predictions / (name + '.tsv')}", markup=False, soft_wrap=True)
+    console.print(
+        f"tensorboard: tensorboard --logdir {run.tensorboard}", markup=False, soft_wrap=True
+    )

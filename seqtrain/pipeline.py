@@ -1,0 +1,335 @@
+"""One run, from files to final numbers: read, choose, build, fit, evaluate.
+
+Everything that `seqtrain train` does but the words on the screen; a comparison runs it many times.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqtrain.build import build_model, build_optimizer
+from seqtrain.config import RunConfig, TransformerConfig, config_to_dict, package_dir
+from seqtrain.data.prepare import PreparedData, prepare_data
+from seqtrain.data.store import SequenceDataset
+from seqtrain.defaults import Choice, choose_settings
+from seqtrain.errors import CheckpointError
+from seqtrain.evaluation.predict import Prediction
+from seqtrain.evaluation.score import Evaluation, TrainingPart, alarms, evaluate
+from seqtrain.evaluation.tables import write_predictions
+from seqtrain.nn.model import SequenceModel
+from seqtrain.reporting import to_json
+from seqtrain.training.checkpoint import (
+    LoadedRun,
+    RunDir,
+    create_run,
+    load_run,
+    read_run,
+    write_text,
+)
+from seqtrain.training.device import choose_device, choose_precision
+from seqtrain.training.events import Observer
+from seqtrain.training.losses import class_weights_from_counts
+from seqtrain.training.objective import Objective
+from seqtrain.training.outputs import Outputs, predict_outputs
+from seqtrain.training.trainer import Progress, Trainer, TrainerSettings
+
+BUNDLED = "bundled:"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run that is ready to begin: nothing is open any more, nothing is written yet."""
+
+    config: RunConfig
+    choices: list[Choice]
+    data: PreparedData
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Read the data and choose what the user left open.
+
+    Raises:
+        DataError: the files cannot be used as they are.
+        ConfigError: a setting does not apply.
+    """
+    part, letters = config.data, config.tokenizer
+    data = prepare_data(
+        train=_resolve(part.train),
+        valid=_resolve(part.valid),
+        test=_resolve(part.test),
+        labels=_resolve(part.labels),
+        id_column=part.id_column,
+        label_column=part.label_column,
+        split_column=part.split_column,
+        task=config.task.name,
+        alphabet=letters.alphabet,
+        ambiguous=letters.ambiguous,
+        gap=letters.gap,
+        stop=letters.stop,
+        other=letters.other,
+        ignore_labels=part.ignore_labels,
+        max_length=part.max_length,
+        overlong=part.overlong,
+        valid_fraction=part.valid_fraction,
+        test_fraction=part.test_fraction,
+        split_method=part.split_method,
+        seed=config.trainer.seed,
+    )
+    alphabet = data.tokenizer.alphabet.name
+    resolved, choices = choose_settings(config, data.train.lengths, data.codec.task, alphabet)
+    return Plan(resolved, choices, data)
+
+
+def _resolve(paths: Sequence[str]) -> list[str]:
+    """Paths with ``bundled:`` turned into the folder of the bundled data."""
+    folder = package_dir("data")
+    return [
+        str(folder / path.removeprefix(BUNDLED)) if path.startswith(BUNDLED) else path
+        for path in paths
+    ]
+
+
+def train_run(
+    plan: Plan,
+    run: RunDir,
+    *,
+    resume: bool = False,
+    make_observers: Callable[[RunDir, Plan, int], Sequence[Observer]] = lambda *_: (),
+) -> dict[str, Any]:
+    """Train, evaluate on the test part if there is one, and write the run directory.
+
+    Args:
+        plan: From :func:`plan_run`.
+        run: Where everything goes; the caller holds its lock.
+        resume: Go on from the last checkpoint; the data must still be the same.
+        make_observers: Called once the step from which training goes on is known.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        CheckpointError: the run cannot be resumed, or not be written.
+        TrainingError: the loss was not finite.
+    """
+    config, data = plan.config, plan.data
+    report = {
+        "tokenizer": data.tokenizer.to_dict(),
+        "labels": data.codec.to_dict(),
+        "fingerprints": fingerprints(data),
+        "choices": [dataclasses.asdict(choice) for choice in plan.choices],
+        **data.report,
+    }
+    if resume:
+        _check_same_data(run, report["fingerprints"])
+    else:
+        create_run(run, config, report)
+        _write_splits(run, data)
+        TrainingPart.of(data.train, data.codec.num_outputs).write(run.path / "training_part.npz")
+    trainer = build_trainer(plan, run)
+    if resume and run.checkpoint("last").exists():
+        trainer.resume()
+    trainer.observers = make_observers(run, plan, trainer.progress.step)
+    try:
+        progress = trainer.fit()
+    finally:
+        for observer in trainer.observers:
+            observer.close()
+    summary = summarize(plan, run, progress)
+    write_text(run.summary, to_json(summary, indent=1) + "\n")
+    return summary
+
+
+def fingerprints(data: PreparedData) -> dict[str, str]:
+    """SHA-256 of each part, as tokens and targets."""
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    return {name: part.fingerprint() for name, part in parts.items() if part is not None}
+
+
+def _check_same_data(run: RunDir, now: dict[str, str]) -> None:
+    before = read_run(run)[1].get("fingerprints")
+    if before != now:
+        raise CheckpointError(
+            f"{run.path}: the data are not those that this run began with "
+            f"({', '.join(sorted(k for k in now if (before or {}).get(k) != now[k]))} changed). "
+            "Put the old files back, or begin a new run in another --run-dir."
+        )
+
+
+def _write_splits(run: RunDir, data: PreparedData) -> None:
+    lines = (f"{record}\t{split}\n" for record, split in data.splits.items())
+    write_text(run.path / "splits.tsv", "id\tsplit\n" + "".join(lines))
+
+
+def build_trainer(plan: Plan, run: RunDir) -> Trainer:
+    """Model, loss, optimizer and trainer of a plan, seeded."""
+    config, data = plan.config, plan.data
+    settings = config.trainer
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    device = choose_device(settings.device)
+    torch.manual_seed(settings.seed)
+    model = build_model(config, data.tokenizer, data.codec).to(device)
+    assert settings.max_epochs is not None
+    assert settings.patience is not None
+    assert settings.monitor is not None
+    assert config.batching.max_tokens is not None
+    return Trainer(
+        model,
+        build_objective(config, data).to(device),
+        build_optimizer(config.optim, model),
+        TrainerSettings(
+            max_epochs=settings.max_epochs,
+            patience=settings.patience,
+            monitor=settings.monitor,
+            batching=config.batching.kind,
+            max_tokens=config.batching.max_tokens,
+            max_sequences=config.batching.max_sequences,
+            num_classes=data.codec.num_outputs,
+            accumulate=settings.accumulate,
+            clip_norm=config.optim.clip_norm,
+            warmup_fraction=config.optim.warmup_fraction,
+            precision=choose_precision(settings.precision, device),
+            checkpoint_minutes=settings.checkpoint_minutes,
+            seed=settings.seed,
+        ),
+        data.train,
+        data.valid,
+        run,
+    )
+
+
+def build_objective(config: RunConfig, data: PreparedData) -> Objective:
+    """The loss of a task; class weights come from the training part."""
+    weights = None
+    if config.task.class_weights != "none":
+        assert data.train.targets is not None
+        counted = data.train.targets[data.train.targets >= 0]
+        counts = np.bincount(counted, minlength=data.codec.num_outputs)
+        weights = class_weights_from_counts(torch.from_numpy(counts), config.task.class_weights)
+    return Objective(data.codec.task, weights, config.task.label_smoothing, config.task.loss)
+
+
+def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
+    """The final numbers, from the best checkpoint; writes the predictions of the test part."""
+    best = load_run(run.path)
+    device = choose_device(plan.config.trainer.device)
+    best.model.to(device)
+    training = TrainingPart.of(plan.data.train, plan.data.codec.num_outputs)
+    summary: dict[str, Any] = {
+        "task": plan.data.codec.task,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "best_epoch": progress.best_epoch,
+        "monitor": plan.config.trainer.monitor,
+        "seconds": round(progress.seconds, 1),
+        "num_parameters": count_parameters(best.model),
+    }
+    parts = {"valid": plan.data.valid, "test": plan.data.test}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        scored, outputs = evaluate_run(best, part, training)
+        found = alarms(
+            {k: v.value for k, v in scored.metrics.items()}, scored.baselines, outputs, scored.task
+        )
+        summary[name] = {**scored.to_dict(), "alarms": found}
+        write_outputs(run.predictions / f"{name}.tsv", outputs, part, best)
+    return summary
+
+
+def evaluate_run(
+    loaded: LoadedRun,
+    dataset: SequenceDataset,
+    training: TrainingPart | None,
+    *,
+    max_tokens: int | None = None,
+) -> tuple[Evaluation, Outputs]:
+    """Score a loaded model, on the device it is on, against a labelled dataset.
+
+    Args:
+        loaded: Model, settings, tokenizer, labels.
+        dataset: Labelled records under the same tokenizer and labels.
+        training: For the baselines.
+        max_tokens: Padded positions per batch; as in training when not given.
+    """
+    task = loaded.codec.task
+    objective = Objective(task, regression_loss=loaded.config.task.loss)
+    device = next(loaded.model.parameters()).device
+    budget = max_tokens or loaded.config.batching.max_tokens
+    assert budget is not None
+    precision = choose_precision(loaded.config.trainer.precision, device)
+    outputs = predict_outputs(
+        loaded.model, dataset, objective, max_tokens=budget, precision=precision
+    )
+    losses = _regression_losses(loaded, dataset, outputs) if task == "regression" else None
+    scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
+    return scored, outputs
+
+
+def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Outputs) -> np.ndarray:
+    """The training loss of each record, on scaled targets."""
+    assert dataset.targets is not None
+    error = torch.from_numpy((outputs.values - dataset.targets) / loaded.codec.std).double()
+    zero = torch.zeros_like(error)
+    function = {"mse": torch.nn.functional.mse_loss, "huber": torch.nn.functional.huber_loss}
+    return function[loaded.config.task.loss](error, zero, reduction="none").numpy()
+
+
+def write_outputs(
+    path: Path, outputs: Outputs, dataset: SequenceDataset, loaded: LoadedRun
+) -> None:
+    """Write the outputs for a labelled dataset as a table, the truth in the last column."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bounds = dataset.offsets if dataset.per_residue else np.arange(len(dataset) + 1)
+
+    def one(i: int) -> Prediction:
+        values = outputs.values[bounds[i] : bounds[i + 1]]
+        values = values if dataset.per_residue else values[0]
+        length = int(dataset.offsets[i + 1] - dataset.offsets[i])
+        return Prediction(dataset.ids[i], length, "ok", values, np.ones(length, dtype=bool))
+
+    truth = [loaded.codec.decode(dataset.target(i)) for i in range(len(dataset))]
+    predictions = (one(i) for i in range(len(dataset)))
+    write_predictions(path, predictions, loaded.codec, extra=("target", truth))
+
+
+def count_parameters(model: SequenceModel) -> int:
+    """Trainable numbers."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def estimate_memory(config: RunConfig, num_parameters: int, longest: int) -> int:
+    """Bytes that a training step needs, about: weights, Adam's moments, saved activations.
+
+    Counted from what each block keeps for the backward pass, in units of one float32 per position
+    and channel; attention keeps no square of the length.
+    """
+    encoder = config.encoder
+    assert encoder.embed_dim is not None
+    assert config.batching.max_tokens is not None
+    kept = 14 + 3 * encoder.ffn_ratio if isinstance(encoder, TransformerConfig) else 7
+    positions = max(config.batching.max_tokens, longest)
+    activations = positions * encoder.embed_dim * encoder.num_layers * kept * 4
+    return int(num_parameters * 16 + activations)
+
+
+def differing_settings(a: RunConfig, b: RunConfig) -> list[str]:
+    """Dotted names of the settings in which two runs differ."""
+    flat_a, flat_b = flatten(config_to_dict(a)), flatten(config_to_dict(b))
+    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k) != flat_b.get(k))
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
