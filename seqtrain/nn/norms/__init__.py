@@ -5,6 +5,7 @@ from seqtrain.nn.norms.batch import (
     MaskedBatchNorm1d,
     MaskedBatchNorm2d,
     MaskedBatchNorm3d,
+    MaskedSyncBatchNorm,
 )
 from seqtrain.nn.norms.batch_functional import masked_batch_norm
 from seqtrain.nn.norms.functional import (
@@ -13,22 +14,40 @@ from seqtrain.nn.norms.functional import (
     masked_norm,
     masked_rms_norm,
 )
+from seqtrain.nn.norms.general import AffineMaskedNorm, LazyAffineMaskedNorm, MaskedNorm
+from seqtrain.nn.norms.instance import MaskedInstanceNorm1d, masked_instance_norm
 from seqtrain.nn.norms.layers import MaskedGroupNorm, MaskedLayerNorm, MaskedRMSNorm
+from seqtrain.nn.norms.lazy import (
+    LazyMaskedBatchNorm1d,
+    LazyMaskedBatchNorm2d,
+    LazyMaskedBatchNorm3d,
+)
 from seqtrain.nn.norms.masks import mask_context
 from seqtrain.nn.norms.moments import Moments, masked_moments
+from seqtrain.nn.norms.renorm import MaskedBatchRenorm1d
 
 __all__ = [
+    "AffineMaskedNorm",
+    "LazyAffineMaskedNorm",
+    "LazyMaskedBatchNorm1d",
+    "LazyMaskedBatchNorm2d",
+    "LazyMaskedBatchNorm3d",
     "MaskedBatchNorm",
     "MaskedBatchNorm1d",
     "MaskedBatchNorm2d",
     "MaskedBatchNorm3d",
+    "MaskedBatchRenorm1d",
     "MaskedGroupNorm",
+    "MaskedInstanceNorm1d",
     "MaskedLayerNorm",
+    "MaskedNorm",
     "MaskedRMSNorm",
+    "MaskedSyncBatchNorm",
     "Moments",
     "mask_context",
     "masked_batch_norm",
     "masked_group_norm",
+    "masked_instance_norm",
     "masked_layer_norm",
     "masked_moments",
     "masked_norm",

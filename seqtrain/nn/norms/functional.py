@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seqtrain.nn.norms.masks import place_mask
+from seqtrain.nn.norms.masks import broadcast_mask, placed_or_all
 from seqtrain.nn.norms.moments import Moments, masked_moments
 from seqtrain.nn.norms.standardize import (
     Statistics,
-    channel_shape,
     inverse_root,
-    shaped,
+    per_channel,
     standardize,
 )
 
@@ -60,8 +59,7 @@ def masked_layer_norm(
         return _at_positions(norm, input, placed, channel_dim)
     dims = (channel_dim % input.ndim,) if over == "position" else tuple(range(1, input.ndim))
     statistics = own_statistics(masked_moments(input, placed, dims), eps, dims)
-    shape = channel_shape(input, channel_dim)
-    return standardize(input, placed, statistics, shaped(weight, shape), shaped(bias, shape))
+    return standardize(input, placed, statistics, weight, bias, channel_dim)
 
 
 def masked_rms_norm(
@@ -131,9 +129,11 @@ def masked_group_norm(
     grouped = input.unflatten(channel, (num_groups, -1))
     dims = tuple(d for d in range(1, grouped.ndim) if d != channel)
     statistics = own_statistics(masked_moments(grouped, grouped_mask, dims), eps, dims)
-    shape = [1] * grouped.ndim
-    shape[channel : channel + 2] = [num_groups, -1]
-    out = standardize(grouped, grouped_mask, statistics, shaped(weight, shape), shaped(bias, shape))
+    weight, bias = (
+        None if p is None else per_channel(p, input, channel).unflatten(channel, (num_groups, -1))
+        for p in (weight, bias)
+    )
+    out = standardize(grouped, grouped_mask, statistics, weight, bias)
     return out.flatten(channel, channel + 1)
 
 
@@ -164,36 +164,15 @@ def masked_norm(
     Returns:
         A tensor like ``input``, 0 at padding.
     """
-    dims = tuple(d % input.ndim for d in ([dims] if isinstance(dims, int) else dims))
-    placed = _broadcast_mask(mask, input)
+    axes = tuple(d % input.ndim for d in ([dims] if isinstance(dims, int) else dims))
+    placed = broadcast_mask(mask, input)
     with torch.no_grad():
-        moments = masked_moments(input, placed, dims)
-        rounding = torch.finfo(input.dtype).eps * moments.mean if eps == 0 else 0.0 * moments.mean
+        moments = masked_moments(input, placed, axes)
+        rounding = moments.mean * (torch.finfo(input.dtype).eps if eps == 0 else 0)
         flat = moments.variance(correction) <= rounding.square()
         moments = moments._replace(m2=moments.m2.masked_fill(flat, 0))
-    out = standardize(input, placed, own_statistics(moments, eps, dims, correction))
+    out = standardize(input, placed, own_statistics(moments, eps, axes, correction))
     return torch.where(flat & placed, input, out) if constant == "keep" else out
-
-
-def placed_or_all(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
-    """The mask beside the input's dimensions; without one, a single True for every position."""
-    if mask is None:
-        return torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
-    return place_mask(mask, input, channel_dim)
-
-
-def _broadcast_mask(mask: Tensor | None, input: Tensor) -> Tensor:
-    if mask is None or mask.ndim == input.ndim - 1:
-        return placed_or_all(mask, input, -1)
-    if mask.ndim != input.ndim or any(
-        size not in (1, wanted) for size, wanted in zip(mask.shape, input.shape, strict=True)
-    ):
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not broadcast against input of shape "
-            f"{tuple(input.shape)}: expected its rank, every dimension equal or 1, or its shape "
-            "without the last dimension"
-        )
-    return mask
 
 
 def own_statistics(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from seqtrain.nn.norms.functional import masked_group_norm, masked_layer_norm, masked_rms_norm
-from seqtrain.nn.norms.masks import current_mask
+from seqtrain.nn.norms.masks import given_or_current
 
 
 class MaskedLayerNorm(nn.LayerNorm):
@@ -49,7 +49,7 @@ class MaskedLayerNorm(nn.LayerNorm):
         """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
         return masked_layer_norm(
             input,
-            current_mask() if mask is None else mask,
+            given_or_current(mask),
             self.normalized_shape,
             self.weight,
             self.bias,
@@ -95,7 +95,7 @@ class MaskedRMSNorm(nn.RMSNorm):
         """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
         return masked_rms_norm(
             input,
-            current_mask() if mask is None else mask,
+            given_or_current(mask),
             self.normalized_shape,
             self.weight,
             self.eps,
@@ -140,7 +140,7 @@ class MaskedGroupNorm(nn.GroupNorm):
         """``input`` normalized, 0 where ``mask``, or else that of ``mask_context``, is False."""
         return masked_group_norm(
             input,
-            current_mask() if mask is None else mask,
+            given_or_current(mask),
             self.num_groups,
             self.weight,
             self.bias,

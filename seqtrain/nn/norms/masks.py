@@ -1,4 +1,4 @@
-"""How a mask reaches a norm: placed beside the input's dimensions, or found in the context."""
+"""How a mask reaches a norm: as an argument or through the context, then placed on the input."""
 
 import threading
 from collections.abc import Iterator
@@ -25,8 +25,6 @@ def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, ".
         TypeError: The mask is not boolean.
         ValueError: The shapes do not fit.
     """
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool (True = real), but its dtype is {mask.dtype}")
     channel = channel_dim % input.ndim
     placed = mask.unsqueeze(channel) if mask.ndim == input.ndim - 1 else mask
     if placed.ndim != input.ndim or any(
@@ -38,7 +36,44 @@ def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, ".
             f"with its channels at dimension {channel}: expected the shape of the input without "
             "its channels, or with 1 or all of them"
         )
-    return placed
+    return _boolean(placed)
+
+
+def placed_or_all(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
+    """The mask beside the input's dimensions; without one, a single True for every position."""
+    if mask is None:
+        return torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
+    return place_mask(mask, input, channel_dim)
+
+
+def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."]:
+    """The mask for the general form: of the input's rank, every dimension equal or 1.
+
+    Args:
+        mask: Such a mask, or one without the last dimension, or ``None`` for all positions.
+        input: Features.
+
+    Raises:
+        TypeError: The mask is not boolean.
+        ValueError: The shapes do not fit.
+    """
+    if mask is None or mask.ndim == input.ndim - 1:
+        return placed_or_all(mask, input, -1)
+    if mask.ndim != input.ndim or any(
+        size not in (1, wanted) for size, wanted in zip(mask.shape, input.shape, strict=True)
+    ):
+        raise ValueError(
+            f"mask of shape {tuple(mask.shape)} does not broadcast against input of shape "
+            f"{tuple(input.shape)}: expected its rank, every dimension equal or 1, or its shape "
+            "without the last dimension"
+        )
+    return _boolean(mask)
+
+
+def _boolean(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = real), but its dtype is {mask.dtype}")
+    return mask
 
 
 class _Current(threading.local):
@@ -69,6 +104,6 @@ def mask_context(mask: Bool[Tensor, "..."] | None) -> Iterator[None]:
         _current.mask = outer
 
 
-def current_mask() -> Bool[Tensor, "..."] | None:
-    """The mask of the innermost ``mask_context`` of this thread."""
-    return _current.mask
+def given_or_current(mask: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
+    """``mask``, or that of this thread's innermost ``mask_context`` where none was given."""
+    return _current.mask if mask is None else mask

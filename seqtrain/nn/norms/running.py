@@ -1,14 +1,13 @@
 """What a batch norm subtracts and divides by, and the running statistics it keeps."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seqtrain.nn.norms.moments import Moments
-from seqtrain.nn.norms.standardize import Statistics, inverse_root
+from seqtrain.nn.norms.moments import Moments, wide_dtype
+from seqtrain.nn.norms.standardize import Statistics, inverse_root, other_dims, per_channel
 
 
 class RunningStatistics(NamedTuple):
@@ -23,18 +22,11 @@ class RunningStatistics(NamedTuple):
     def update(self, moments: Moments, enough: Tensor, momentum: float | None) -> None:
         """Move towards ``moments`` in the channels that have ``enough`` real positions.
 
-        Buffers are written in place: rebinding them would keep each step's autograd graph alive.
-
         Args:
             moments: Of this batch, with C elements or 1 in each field.
             enough: Which channels may move, with C elements or 1.
             momentum: Weight of this batch; ``None`` gives the plain average over batches.
         """
-        if self.mean.dtype.itemsize < 4:
-            raise TypeError(
-                f"running statistics in {self.mean.dtype} would stall: keep them in float32"
-            )
-        enough = enough.flatten()
         gain = self._gain(enough, momentum)
         if self.weight is not None:
             count = moments.n.flatten().to(self.weight.dtype)
@@ -42,12 +34,9 @@ class RunningStatistics(NamedTuple):
             before = torch.where(self.weight.isnan(), count, self.weight)
             total = before + gain * (count - before)
             gain = gain * count / total
-            self.weight.copy_(torch.where(enough, total, self.weight))
-        for buffer, value in (
-            (self.mean, moments.mean.flatten()),
-            (self.var, moments.variance(correction=1).flatten()),
-        ):
-            buffer.copy_(torch.where(enough, (1 - gain) * buffer + gain * value, buffer))
+            self.weight.copy_(torch.where(enough.flatten(), total, self.weight))
+        move(self.mean, moments.mean, gain, enough)
+        move(self.var, moments.variance(correction=1), gain, enough)
 
     def _gain(self, enough: Tensor, momentum: float | None) -> Tensor | float:
         if self.num_batches is not None:
@@ -60,12 +49,28 @@ class RunningStatistics(NamedTuple):
         return 1 / self.num_batches.clamp(min=1).to(self.mean.dtype)
 
 
+def move(buffer: Tensor, value: Tensor, gain: Tensor | float, enough: Tensor) -> None:
+    """Write ``(1 - gain) * buffer + gain * value`` into ``buffer`` where there is ``enough``.
+
+    In place, because rebinding would keep each step's autograd graph alive. By selection, because
+    a channel that must not move may hold NaN in ``value``.
+
+    Raises:
+        TypeError: The buffer is narrower than float32, where small steps would be lost.
+    """
+    if buffer.dtype != wide_dtype(buffer.dtype):
+        raise TypeError(f"running statistics in {buffer.dtype} would stall: keep them in float32")
+    moved = (1 - gain) * buffer + gain * value.flatten()
+    buffer.copy_(torch.where(enough.flatten(), moved, buffer))
+
+
 def running_standard(
-    running: RunningStatistics, shape: Sequence[int], eps: float, dims: tuple[int, ...]
+    running: RunningStatistics, input: Tensor, channel_dim: int, eps: float
 ) -> Statistics:
     """Standardize by the running statistics, which are constants."""
-    invstd = inverse_root(running.var, eps)
-    return Statistics(running.mean.view(shape), invstd.view(shape), None, None, dims)
+    mean = per_channel(running.mean, input, channel_dim)
+    invstd = inverse_root(per_channel(running.var, input, channel_dim), eps)
+    return Statistics(mean, invstd, None, None, other_dims(input, channel_dim))
 
 
 def batch_standard(

@@ -3,7 +3,6 @@
 ``masked_moments`` reads, ``standardize`` writes: faster kernels belong behind these two functions.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +38,9 @@ def standardize(
     input: Float[Tensor, "..."],
     mask: Bool[Tensor, "..."],
     statistics: Statistics,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    channel_dim: int | None = None,
 ) -> Float[Tensor, "..."]:
     """``(input - mean) * invstd * weight + bias`` at real positions and exactly 0 elsewhere.
 
@@ -51,12 +51,17 @@ def standardize(
         input: Features.
         mask: True where real; of the input's rank, every dimension equal or 1.
         statistics: Constants to autograd, taken from ``input`` under ``no_grad``.
-        weight: Scale, of the input's rank with size 1 where it is shared.
+        weight: Scale: ``(C,)`` with ``channel_dim``, else broadcasting at the input's rank.
         bias: Shift, shaped like ``weight``.
+        channel_dim: Where the channels of ``weight`` and ``bias`` are.
 
     Returns:
         A tensor like ``input``, in its dtype.
     """
+    if channel_dim is not None:
+        weight, bias = (
+            None if p is None else per_channel(p, input, channel_dim) for p in (weight, bias)
+        )
     out: Tensor = _Standardize.apply(  # type: ignore[no-untyped-call]
         input, mask, weight, bias, *statistics
     )
@@ -144,13 +149,23 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
     return tuple(by_place.get(at) for at in range(len(ctx.needs_input_grad)))
 
 
-def channel_shape(input: Tensor, channel_dim: int) -> list[int]:
-    """The shape that makes a vector over channels broadcast against ``input``."""
+def per_channel(values: Tensor, input: Tensor, channel_dim: int) -> Tensor:
+    """A view of ``(C,)`` that broadcasts against the channels of ``input``.
+
+    Raises:
+        ValueError: The input has another number of channels.
+    """
+    channels = input.shape[channel_dim]
+    if values.shape != (channels,):
+        raise ValueError(
+            f"expected {values.numel()} channels at dimension {channel_dim} of an input of shape "
+            f"{tuple(input.shape)}, found {channels}"
+        )
     shape = [1] * input.ndim
-    shape[channel_dim] = -1
-    return shape
+    shape[channel_dim] = channels
+    return values.view(shape)
 
 
-def shaped(parameter: Tensor | None, shape: Sequence[int]) -> Tensor | None:
-    """A view of an optional parameter."""
-    return None if parameter is None else parameter.view(shape)
+def other_dims(input: Tensor, channel_dim: int) -> tuple[int, ...]:
+    """All dimensions of ``input`` but that of the channels."""
+    return tuple(d for d in range(input.ndim) if d != channel_dim % input.ndim)

@@ -1,0 +1,110 @@
+"""Masked batch renormalization."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from seqtrain.nn.norms.batch import MaskedBatchNorm1d
+from seqtrain.nn.norms.masks import given_or_current, placed_or_all
+from seqtrain.nn.norms.moments import masked_moments
+from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
+from seqtrain.nn.norms.standardize import other_dims, standardize
+
+
+class MaskedBatchRenorm1d(MaskedBatchNorm1d):
+    """Batch renormalization over real positions (Ioffe 2017, arXiv:1702.03275).
+
+    In training the output is ``x̂ * r + d`` with ``r = σ_batch / σ_running`` and
+    ``d = (μ_batch - μ_running) / σ_running``, both clipped and constant to the gradient: within
+    the clipping it is what evaluation will compute, whatever the batch. Evaluation and state dict
+    are those of :class:`MaskedBatchNorm1d`.
+
+    Args:
+        num_features: Number of channels C.
+        eps: Added to the variances.
+        momentum: Weight of a batch in the running statistics; ``None`` for their plain average.
+        affine: Learn a scale and a shift for each channel.
+        track_running_stats: Has to be True.
+        device: Where parameters and buffers are made.
+        dtype: Dtype of the parameters; buffers are at least float32.
+        r_max: ``r`` is kept within 1/r_max and r_max.
+        d_max: ``d`` is kept within -d_max and d_max.
+        warmup_batches: Over this many batches the limits open linearly from those of plain batch
+            norm, 1 and 0, because running statistics mean little at first.
+        options: The keyword arguments of :class:`MaskedBatchNorm`.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        warmup_batches: int = 100,
+        **options: Any,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError("batch renormalization is relative to running statistics: track them")
+        super().__init__(num_features, eps, momentum, affine, True, device, dtype, **options)
+        self.r_max = r_max
+        self.d_max = d_max
+        self.warmup_batches = warmup_batches
+
+    def forward(
+        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "..."]:
+        """``input`` renormalized over its real positions, with zeros at padding.
+
+        Args:
+            input: ``(B, C)``, ``(B, C, L)`` or, with ``channel_dim=-1``, ``(B, L, C)``.
+            mask: True where real; without one, that of ``mask_context``; without that too, all are.
+        """
+        if not self.training:
+            return super().forward(input, mask)
+        self._check_input_dim(input)
+        placed = placed_or_all(given_or_current(mask), input, self.channel_dim)
+        dims = other_dims(input, self.channel_dim)
+        running = RunningStatistics(
+            self.running_mean, self.running_var, self.num_batches_tracked, self.running_weight
+        )
+        with torch.no_grad():
+            moments = masked_moments(input, placed, dims)
+            enough = moments.n >= self.min_count
+            settled = running_standard(running, input, self.channel_dim, self.eps)
+            batch = batch_standard(moments, enough, settled, self.eps, dims)
+            r_max, d_max = self._limits()
+            # Both are 1 and 0 in a channel that is normalized by the running statistics anyway.
+            r = (settled.invstd / batch.invstd).clamp(1 / r_max, r_max)
+            d = ((batch.mean - settled.mean) * settled.invstd).clamp(-d_max, d_max)
+            running.update(moments, enough, self.momentum)
+        scale, shift = r.flatten(), d.flatten()
+        if self.weight is not None:
+            scale, shift = self.weight * scale, self.weight * shift
+        if self.bias is not None:
+            shift = shift + self.bias
+        return standardize(input, placed, batch, scale, shift, self.channel_dim)
+
+    def _limits(self) -> tuple[Tensor, Tensor]:
+        """``r_max`` and ``d_max`` as far as they have opened by now."""
+        opened = (self.num_batches_tracked / max(self.warmup_batches, 1)).clamp(max=1)
+        opened = opened if self.warmup_batches else torch.ones_like(opened)
+        return 1 + opened * (self.r_max - 1), opened * self.d_max
+
+    def extra_repr(self) -> str:
+        """The settings that the module's repr shows."""
+        return (
+            f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, "
+            f"warmup_batches={self.warmup_batches}"
+        )
