@@ -32,8 +32,30 @@ class ChannelsLastConv1d(nn.Conv1d):
         reach = (self.kernel_size[0] - 1) // 2 * self.dilation[0]
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         image = input.transpose(1, 2).unsqueeze(2)
-        out = F.conv2d(image, weight, self.bias, padding=(0, reach), dilation=(1, self.dilation[0]))
-        return out.squeeze(2).transpose(1, 2).contiguous()
+        out = F.conv2d(image, weight, None, padding=(0, reach), dilation=(1, self.dilation[0]))
+        # Added here because the library's own gradient of a bias takes as long as that of the
+        # input: 4.1 of 11.8 ms at (32, 160, 96), k = 7, one thread.
+        assert self.bias is not None
+        return out.squeeze(2).transpose(1, 2).contiguous() + self.bias
+
+
+class ChannelDropout(nn.Module):
+    """Drops whole channels of a sequence while training (Tompson et al. 2015, arXiv:1411.4280).
+
+    One draw per sequence and channel: what is dropped does not depend on how far the sequence is
+    padded, neighbouring residues cannot fill in for each other, and it costs next to nothing.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+        """``x`` with dropped channels at zero and the others scaled up to keep the mean."""
+        if not self.training or self.p == 0:
+            return x
+        kept = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)
 
 
 class ConvBlock(nn.Module):
@@ -49,7 +71,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv = ChannelsLastConv1d(embed_dim, embed_dim, kernel_size, dilation)
         self.norm = norm(embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """The states after this block."""
@@ -90,10 +112,9 @@ class RotaryPositions(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention among the real residues of each sequence."""
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float):
+    def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.dropout = dropout
         self.rotary = RotaryPositions(embed_dim // num_heads)
         self.in_proj = nn.Linear(embed_dim, 3 * embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
@@ -106,25 +127,25 @@ class SelfAttention(nn.Module):
         angles = self.rotary.angles(layout.positions)
         q, k = self.rotary.turn(q, angles), self.rotary.turn(k, angles)
         attend = _attend_masked if layout.spans is None else _attend_each
-        gathered = attend(q, k, v, layout, self.dropout if self.training else 0.0)
+        gathered = attend(q, k, v, layout)
         out: Tensor = self.out_proj(gathered.transpose(1, 2).reshape(B, L, C))
         return out
 
 
-def _attend_masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """All sequences at once; padded keys are masked out."""
     # nn.MultiheadAttention's key_padding_mask means the opposite; this one is True = attend.
     mask = layout.mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _attend_each(q: Tensor, k: Tensor, v: Tensor, layout: Layout, dropout: float) -> Tensor:
+def _attend_each(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """One sequence after the other: no work on padding, no mask to read. Faster on a CPU."""
     assert layout.spans is not None
     out = torch.zeros_like(q)
     for row, start, length in layout.spans:
         at = (slice(row, row + 1), slice(None), slice(start, start + length))
-        out[at] = F.scaled_dot_product_attention(q[at], k[at], v[at], dropout_p=dropout)
+        out[at] = F.scaled_dot_product_attention(q[at], k[at], v[at])
     return out
 
 
@@ -136,12 +157,12 @@ class TransformerBlock(nn.Module):
     ):
         super().__init__()
         self.attention_norm = norm(embed_dim)
-        self.attention = SelfAttention(embed_dim, num_heads, dropout)
+        self.attention = SelfAttention(embed_dim, num_heads)
         self.ffn_norm = norm(embed_dim)
         self.ffn = nn.Sequential(
             nn.Linear(embed_dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, embed_dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(dropout)
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """The states after this block."""

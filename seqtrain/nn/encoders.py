@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from seqtrain.data.tokenizer import PAD
 from seqtrain.masking import zero_padding
-from seqtrain.nn.blocks import ConvBlock, NormFactory, TransformerBlock
+from seqtrain.nn.blocks import ChannelDropout, ConvBlock, NormFactory, TransformerBlock
 from seqtrain.nn.layout import Layout
 
 
@@ -21,7 +21,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.embedding = nn.Embedding(vocab_size, embed_dim, padding_idx=PAD)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(dropout)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
