@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +137,7 @@ def _with_first(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
 
 
 def _has_text(cells: Sequence[str]) -> bool:
-    return any(cell.strip() for cell in cells)
+    return any(map(str.strip, cells))
 
 
 def _delimiter(header: str, source: str) -> str:
@@ -157,25 +158,25 @@ def _read_table(
     try:
         names = [name.strip() for name in next(filter(_has_text, reader))]
         columns = _choose_columns(names, source, *wanted)
-        places = [names.index(name) if name else None for name in columns]
-        rows = [
-            _row(cells, places, len(names), source, reader.line_num, place)
-            for place, cells in enumerate(filter(_has_text, reader))
-        ]
+        cell = itemgetter(*(names.index(name) for name in columns if name))
+        first = names.index(columns.id)
+        rows = []
+        for place, cells in enumerate(filter(_has_text, reader)):
+            if len(cells) == len(names):
+                name, value, split = (*cell(cells), "")[:3]
+                row = _Row(
+                    name.strip(), value.strip(), split.strip(), source, reader.line_num, place
+                )
+            else:
+                reason = f"expected {len(names)} cells as in the header, found {len(cells)}"
+                name = cells[first].strip() if first < len(cells) else ""
+                row = _Row(name, "", "", source, reader.line_num, place, reason)
+            rows.append(row)
     except csv.Error as problem:
         raise LabelError(
             f"{shown(source)}: line {reader.line_num}: {problem}. Is a quote left open?"
         ) from None
     return columns, rows
-
-
-def _row(
-    cells: list[str], places: list[int | None], num_cells: int, source: str, line: int, place: int
-) -> _Row:
-    name, value, split = ("" if i is None or i >= len(cells) else cells[i].strip() for i in places)
-    ragged = f"expected {num_cells} cells as in the header, found {len(cells)}"
-    reason = "" if len(cells) == num_cells else ragged
-    return _Row(name, value, split, source, line, place, reason)
 
 
 def _choose_columns(

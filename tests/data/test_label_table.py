@@ -128,6 +128,12 @@ def test_bad_row_is_told_with_its_line(write, rows, line, reason):
     assert message_of(path).startswith(f"{path}: {reason}")
 
 
+def test_ragged_row_is_named_by_its_id_column(write):
+    told = message_of(write("label,fold,id\nx,1,a\ny,2,b,3\nz\n"))
+    assert "record 'b' (2nd, line 3): expected 3 cells as in the header, found 4." in told
+    assert "record '' (3rd, line 4): expected 3 cells as in the header, found 1." in told
+
+
 def test_all_bad_rows_of_all_files_are_told_at_once(write):
     first = write("id,label\na,x\nb\n,x\n", "a.csv")
     second = write("id,label\n" + "a,y\n" * 12, "b.csv")

@@ -1,0 +1,161 @@
+"""Which part each record is for: as files or a column say, and made where they say nothing."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from seqtrain.data.fasta import Record, Reject, reject_message
+from seqtrain.data.join import Tokenized, label_source
+from seqtrain.data.label_table import LabelTable, split_name
+from seqtrain.data.labels import LabelCodec
+from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
+from seqtrain.data.store import SequenceDataset
+from seqtrain.errors import ConfigError, DataError, LabelError
+
+
+class Partition(NamedTuple):
+    """A part for every record, and how it was found."""
+
+    parts: Shaped[np.ndarray, " N"]
+    """``train``, ``valid`` or ``test``."""
+    how: str
+
+
+def given_parts(
+    records: Sequence[Record], table: LabelTable, files: Mapping[str, Sequence[str]]
+) -> Partition:
+    """What files or, without files for validation and test, the split column say.
+
+    Args:
+        records: All records.
+        table: Their labels, with a split column or without.
+        files: Paths by part.
+
+    Raises:
+        LabelError: The column holds something else than names of parts, nothing, or no train.
+    """
+    if files["valid"] or files["test"]:
+        part_of = {path: part for part, paths in files.items() for path in paths}
+        return Partition(np.array([part_of[record.source] for record in records]), "by file")
+    if not any(record.id in table.splits for record in records):
+        return Partition(np.array(["train"] * len(records)), "all records are in the train files")
+    where = f"column {table.columns.split!r} of {label_source(table)}"
+    texts = [table.splits.get(record.id, "") for record in records]
+    if strange := Counter(text for text in texts if text and not split_name(text)):
+        found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))
+        raise LabelError(f"{where}: expected train, valid or test, found {found}.")
+    missing = [
+        Reject(r.id, f"has no split in {where}", r.source, r.line, r.index)
+        for r, text in zip(records, texts, strict=True)
+        if not text
+    ]
+    if missing:
+        raise LabelError(reject_message(missing))
+    parts = np.array([split_name(text) for text in texts])
+    if not (parts == "train").any():
+        raise LabelError(f"{where}: no record is for training.")
+    return Partition(parts, f"by {where}")
+
+
+def complete_parts(
+    given: Partition,
+    data: Tokenized,
+    labels: Sequence[str],
+    codec: LabelCodec,
+    *,
+    valid_fraction: float,
+    test_fraction: float,
+    method: str,
+    seed: int,
+) -> Partition:
+    """``given``, with records of train moved to the parts that are empty, by their fractions.
+
+    A record comes back to train when it alone would carry a class that train then lacks.
+
+    Args:
+        given: Parts so far.
+        data: The records and their tokens.
+        labels: Label text of each record.
+        codec: Fitted on all labels of train, as it stands in ``given``.
+        valid_fraction: Share of train for validation, if that is empty.
+        test_fraction: Share of train for the test, if that is empty.
+        method: ``stratified``, ``random`` or ``similarity``.
+        seed: Decides which records move.
+
+    Raises:
+        DataError: A part that is wanted stays empty.
+    """
+    shares = {"valid": valid_fraction, "test": test_fraction}
+    shares = {part: 0.0 if (given.parts == part).any() else shares[part] for part in shares}
+    train = np.flatnonzero(given.parts == "train").tolist()
+    parts, how = given.parts.copy(), given.how
+    if any(shares.values()):
+        chosen = Tokenized(
+            [data.records[i] for i in train], [data.tokens[i] for i in train], [], []
+        )
+        texts = [labels[i] for i in train]
+        moved, rule = _divide(chosen, texts, codec, shares, method, seed)
+        parts[train] = moved
+        taken = " and ".join(f"{share:g} for {part}" for part, share in shares.items() if share)
+        how = f"{how}; of train {taken}, {rule}, seed {seed}"
+    for part in ("valid", "test"):
+        if not (parts == part).any() and (part == "valid" or shares[part]):
+            raise DataError(
+                f"No record is left for {part}: {shares[part]:g} of {len(train)} training records "
+                f"is too little. Raise data.{part}_fraction, or give files with --{part}."
+            )
+    return Partition(parts, how)
+
+
+def _divide(
+    data: Tokenized,
+    labels: Sequence[str],
+    codec: LabelCodec,
+    shares: Mapping[str, float],
+    method: str,
+    seed: int,
+) -> Partition:
+    """A part for every record of train, and the rule."""
+    fractions = (1 - shares["valid"] - shares["test"], shares["valid"], shares["test"])
+    match method:
+        case "random":
+            parts, rule = random_split(len(labels), fractions, seed), "at random"
+        case "stratified":
+            groups = _groups(labels, codec)
+            parts, rule = stratified_split(groups, fractions, seed), strata(groups).rule
+        case "similarity":
+            dataset = SequenceDataset.from_lists([r.id for r in data.records], data.tokens)
+            parts, rule = similarity_split(dataset, fractions, seed), "similar records together"
+        case _:
+            expected = "stratified, random or similarity"
+            raise ConfigError(f"data.split_method: expected {expected}, found {method!r}.")
+    if codec.task != "regression" and (lone := _lone(parts, labels, codec)):
+        parts[lone] = "train"
+        rule += f" ({len(lone)} back in train, which lacked their class)"
+    return Partition(parts, rule)
+
+
+def _groups(labels: Sequence[str], codec: LabelCodec) -> list[Any] | Float64[np.ndarray, " N"]:
+    """Labels as ``strata`` takes them."""
+    match codec.task:
+        case "classification":
+            return list(labels)
+        case "regression":
+            return np.array([codec.encode(label) for label in labels], dtype=np.float64)
+        case _:
+            return [sorted(codec.names(label)) for label in labels]
+
+
+def _lone(parts: Shaped[np.ndarray, " N"], labels: Sequence[str], codec: LabelCodec) -> list[int]:
+    """Records outside train with a class that no record of train has."""
+    names = [codec.names(label) for label in labels]
+    seen = set().union(*(names[i] for i in np.flatnonzero(parts == "train")))
+    lone = []
+    for i in np.flatnonzero(parts != "train").tolist():
+        if not names[i] <= seen:
+            seen |= names[i]
+            lone.append(i)
+    return lone

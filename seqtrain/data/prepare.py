@@ -1,0 +1,238 @@
+"""Files in, training, validation and test parts out, with an account of every choice made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from seqtrain.data.alphabet import PROTEIN, detect_alphabet
+from seqtrain.data.fasta import refuse_repeats
+from seqtrain.data.files import shown
+from seqtrain.data.join import (
+    check_labels,
+    join_labels,
+    label_source,
+    letter_counts,
+    read_records,
+    to_dataset,
+    tokenize,
+)
+from seqtrain.data.label_table import LabelTable
+from seqtrain.data.labels import LabelCodec, infer_task
+from seqtrain.data.partition import complete_parts, given_parts
+from seqtrain.data.report import data_report
+from seqtrain.data.splits import SPLITS
+from seqtrain.data.store import SequenceDataset
+from seqtrain.data.tokenizer import Tokenizer
+from seqtrain.errors import DataError, LabelError
+
+MOST_LONE_CLASSES = 20
+"""Up to so many training records may each be a class of their own."""
+
+FEW_LETTERS = 1000
+"""Fewer letters than this do not show that sequences are of another alphabet."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything that training needs to know about the data."""
+
+    train: SequenceDataset
+    valid: SequenceDataset
+    test: SequenceDataset | None
+    """None when neither files, a column nor a fraction made one."""
+    tokenizer: Tokenizer
+    codec: LabelCodec
+    """Fitted on the training part alone."""
+    report: dict[str, Any]
+    """What was read and decided, ready for JSON; see :mod:`seqtrain.data.report`."""
+    splits: dict[str, str]
+    """``train``, ``valid`` or ``test`` for each record id, in input order."""
+
+
+def prepare_data(
+    *,
+    train: Sequence[str],
+    valid: Sequence[str] = (),
+    test: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    id_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    task: str | None = None,
+    alphabet: str | None = None,
+    ambiguous: str = "unknown",
+    gap: str = "drop",
+    stop: str = "drop",
+    other: str = "error",
+    ignore_labels: Sequence[str] = (),
+    max_length: int | None = None,
+    overlong: str = "error",
+    valid_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    split_method: str = "stratified",
+    seed: int = 0,
+) -> PreparedData:
+    """Records of all files, tokenized, labelled and split.
+
+    Files decide the split when some are given for validation or test; otherwise the split column
+    does, if there is one. A part that neither names is then taken from train by its fraction.
+
+    Args:
+        train: FASTA files; ``-`` is standard input.
+        valid: FASTA files for validation.
+        test: FASTA files for the test.
+        labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
+        id_column: Column of ids; none: found by name, as are the next two.
+        label_column: Column, or header key, of labels.
+        split_column: Column, or header key, of splits.
+        task: One of ``TASKS``; none: told from the labels.
+        alphabet: ``protein``, ``dna`` or ``rna``; none: told from all letters.
+        ambiguous: What an ambiguity code becomes; for this and the next three see ``Tokenizer``.
+        gap: What a gap becomes.
+        stop: What a stop becomes.
+        other: What any other letter becomes.
+        ignore_labels: Residue labels without target, or names that are no class (multilabel).
+        max_length: Longest sequence in residues; none: no limit.
+        overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
+        valid_fraction: Share of train for validation.
+        test_fraction: Share of train for the test.
+        split_method: ``stratified``, ``random`` or ``similarity``.
+        seed: Decides which records are taken.
+
+    Raises:
+        FastaError: A file or some of its records cannot be used.
+        LabelError: Labels are missing, malformed, or do not fit their records.
+        DataError: There are too few records.
+        ConfigError: A setting is not known, or does not fit the task.
+    """
+    if not train:
+        raise DataError("There is no training file; name one with --train.")
+    files = {"train": list(train), "valid": list(valid), "test": list(test)}
+    paths = [path for part in files.values() for path in part]
+    refuse_repeats([*paths, *labels])
+    records, rejects = read_records(paths)
+    letters = letter_counts(records)
+    tokenizer = Tokenizer.from_dict(
+        {
+            "alphabet": alphabet or _looks_like(letters),
+            "ambiguous": ambiguous,
+            "gap": gap,
+            "stop": stop,
+            "other": other,
+        }
+    )
+    data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
+    table = join_labels(
+        data.records,
+        labels,
+        id_column=id_column,
+        label_column=label_column,
+        split_column=split_column,
+    )
+    values = [table.values[record.id] for record in data.records]
+    chosen_task = task or infer_task(values, table.kind)
+    check_labels(data.records, table, chosen_task)
+    given = given_parts(data.records, table, files)
+    partition = complete_parts(
+        given,
+        data,
+        values,
+        _fit(chosen_task, values, given.parts, ignore_labels, table),
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        method=split_method,
+        seed=seed,
+    )
+    codec = _fit(chosen_task, values, partition.parts, ignore_labels, table)
+    whole = to_dataset(data, table, codec, tokenizer)
+    parts = {name: whole.subset(np.flatnonzero(partition.parts == name)) for name in SPLITS}
+    how = {
+        "alphabet": "given" if alphabet else "told from the letters",
+        "task": "given" if task else "told from the labels",
+        "split": partition.how,
+    }
+    report = data_report(
+        {**files, "labels": list(labels)}, data, table, tokenizer, codec, parts, how
+    )
+    splits = dict(zip(whole.ids, partition.parts.tolist(), strict=True))
+    return PreparedData(
+        train=parts["train"],
+        valid=parts["valid"],
+        test=parts["test"] if len(parts["test"]) else None,
+        tokenizer=tokenizer,
+        codec=codec,
+        report=report,
+        splits=splits,
+    )
+
+
+def _looks_like(letters: Mapping[str, int]) -> str:
+    # Without a single letter every record is refused later, each with its place.
+    return detect_alphabet(letters).name if any(map(str.isalpha, letters)) else PROTEIN.name
+
+
+def _fit(
+    task: str,
+    values: Sequence[str],
+    parts: Shaped[np.ndarray, " N"],
+    ignore: Sequence[str],
+    table: LabelTable,
+) -> LabelCodec:
+    """The codec of the training labels."""
+    train = [values[i] for i in np.flatnonzero(parts == "train").tolist()]
+    try:
+        codec = LabelCodec.fit(task, train, ignore)
+    except LabelError as error:
+        raise LabelError(f"{label_source(table)}: {error}") from None
+    if task == "classification" and len(codec.classes) == len(train) > MOST_LONE_CLASSES:
+        raise LabelError(
+            f"{label_source(table)}: each of the {len(train)} training records has a label of its "
+            "own. Is it the right label column?"
+        )
+    return codec
+
+
+def read_for_model(
+    paths: Sequence[str],
+    tokenizer: Tokenizer,
+    codec: LabelCodec,
+    *,
+    labels: Sequence[str] = (),
+    id_column: str | None = None,
+    label_column: str | None = None,
+    max_length: int | None = None,
+    overlong: str = "error",
+) -> SequenceDataset:
+    """Labelled records in input order, as a trained model takes them.
+
+    Args:
+        paths: FASTA files; ``-`` is standard input.
+        tokenizer: The model's.
+        codec: The model's.
+        labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
+        id_column: Column of ids; none: found by name.
+        label_column: Column, or header key, of labels; none: found by name.
+        max_length: Longest sequence in residues; none: no limit.
+        overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
+
+    Raises:
+        FastaError: A file or some of its records cannot be used.
+        LabelError: Labels are missing, or are none that the model knows.
+        DataError: The sequences are of another alphabet than the model's.
+    """
+    refuse_repeats([*paths, *labels])
+    records, rejects = read_records(paths)
+    data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
+    letters = letter_counts(data.records)
+    looks, name = detect_alphabet(letters).name, tokenizer.alphabet.name
+    if name == "protein" != looks and sum(letters.values()) > FEW_LETTERS:
+        raise DataError(
+            f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
+            "trained on protein sequences."
+        )
+    table = join_labels(data.records, labels, id_column=id_column, label_column=label_column)
+    check_labels(data.records, table, codec.task)
+    return to_dataset(data, table, codec, tokenizer)

@@ -1,0 +1,125 @@
+"""An account of the data of a run, as it is kept in ``data.json``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from seqtrain.data.alphabet import detect_alphabet
+from seqtrain.data.files import file_facts
+from seqtrain.data.join import Tokenized, label_source, letter_counts
+from seqtrain.data.label_table import LabelTable
+from seqtrain.data.labels import LabelCodec
+from seqtrain.data.store import SequenceDataset
+from seqtrain.data.tokenizer import Tokenizer
+
+
+def data_report(
+    files: Mapping[str, Sequence[str]],
+    data: Tokenized,
+    table: LabelTable,
+    tokenizer: Tokenizer,
+    codec: LabelCodec,
+    parts: Mapping[str, SequenceDataset],
+    how: Mapping[str, str],
+) -> dict[str, Any]:
+    """What was read, decided and left out, ready for JSON.
+
+    Args:
+        files: Paths by part, and those of ``labels``.
+        data: All records that are used, and those left out.
+        table: All labels that were read.
+        tokenizer: How letters were read.
+        codec: What labels mean.
+        parts: The datasets by part; empty ones are left out of the report.
+        how: How alphabet, task and split were found.
+
+    Returns:
+        ``files`` with size and SHA-256; ``alphabet``, ``task`` and ``split`` with how they were
+        found; ``parts`` with counts; ``policies``, how many letters were read under which one;
+        ``rejects``, the records left out; ``fingerprints`` of the parts; ``warnings``.
+    """
+    ids = {record.id for record in data.records}
+    unused = len(table.values.keys() - ids - {reject.id for reject in data.skipped})
+    policies = tokenizer.count_policies("".join(record.sequence for record in data.records))
+    parts = {name: part for name, part in parts.items() if len(part)}
+    return {
+        "files": {name: [file_facts(p) for p in paths] for name, paths in files.items() if paths},
+        "alphabet": {"name": tokenizer.alphabet.name, "how": how["alphabet"]},
+        "task": {"name": codec.task, "how": how["task"]},
+        "label_source": label_source(table),
+        "split": {"how": how["split"]},
+        "parts": {name: _part_report(part, codec) for name, part in parts.items()},
+        "policies": policies,
+        "labels_without_record": unused,
+        "rejects": [reject._asdict() for reject in data.skipped],
+        "truncated": [record.id for record in data.truncated],
+        "fingerprints": {name: part.fingerprint() for name, part in parts.items()},
+        "warnings": _warnings(data, table, tokenizer, policies, unused),
+    }
+
+
+def _part_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
+    lengths = part.lengths
+    quantiles = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+    return {
+        "records": len(part),
+        "residues": int(lengths.sum()),
+        "lengths": {name: float(np.quantile(lengths, q)) for name, q in quantiles.items()},
+        **_label_report(part, codec),
+    }
+
+
+def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
+    targets = part.targets
+    assert targets is not None
+    if codec.task == "regression":
+        spread = {"mean": targets.mean(), "std": targets.std(), "min": targets.min()}
+        return {"targets": {k: float(v) for k, v in {**spread, "max": targets.max()}.items()}}
+    if codec.task == "multilabel":
+        counts = targets.sum(axis=0)
+    else:
+        counts = np.bincount(targets[targets >= 0], minlength=len(codec.classes))
+    named = {name: int(count) for name, count in zip(codec.classes, counts, strict=True)}
+    ignored = {"ignored_residues": int((targets < 0).sum())} if codec.ignore else {}
+    return {"classes": named, **ignored}
+
+
+def _warnings(
+    data: Tokenized,
+    table: LabelTable,
+    tokenizer: Tokenizer,
+    policies: Mapping[str, int],
+    unused: int,
+) -> list[str]:
+    warnings = []
+    if unused:
+        warnings.append(f"{unused} labels of {label_source(table)} have no record and are not used")
+    if data.skipped:
+        warnings.append(f"{len(data.skipped)} over-long records are left out (data.overlong=skip)")
+    if data.truncated:
+        warnings.append(f"{len(data.truncated)} over-long records lost their end")
+    looks = detect_alphabet(letter_counts(data.records)).name
+    if tokenizer.alphabet.name == "protein" != looks:
+        warnings.append(f"the sequences look like {looks}, but are read as protein")
+    return [*warnings, *_policy_warnings(tokenizer, policies)]
+
+
+def _policy_warnings(tokenizer: Tokenizer, policies: Mapping[str, int]) -> list[str]:
+    """One sentence for each kind of letter that was not taken as it is."""
+    alphabet = tokenizer.alphabet
+    codes = "ambiguity codes" + " or rare residues" * (alphabet.name == "protein")
+    synonyms = " and ".join(f"{old} read as {new}" for old, new in alphabet.synonyms.items())
+    becomes = {"drop": "dropped", "unknown": f"read as {alphabet.unknown}"}
+    kinds = {
+        "gap": ("gaps", becomes.get(tokenizer.gap)),
+        "stop": ("stops", becomes.get(tokenizer.stop)),
+        "ambiguous": (codes, becomes.get(tokenizer.ambiguous)),
+        "synonym": ("letters:", synonyms),
+        "other": ("letters outside the alphabet", becomes.get(tokenizer.other)),
+    }
+    return [
+        f"{policies[policy]} {noun} {reading}"
+        for policy, (noun, reading) in kinds.items()
+        if policies[policy] and reading
+    ]
