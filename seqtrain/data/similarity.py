@@ -59,8 +59,8 @@ def similar_pairs(
     Time and memory grow linearly with the residues: records that share a word stand in a fixed
     order, in which those with the same smallest word hash (MinHash, Broder 1997) are neighbours,
     and each is paired with its next few. Of a large family not every pair is listed, but its
-    members hang together. Records too short to share words after a change are also paired when
-    taking at most one residue out of each makes them equal.
+    members hang together. Equal records are always paired, and so are records too short to share
+    words after a change when taking at most one residue out of each makes them equal.
 
     Args:
         dataset: The records, in any one-byte code.
@@ -75,7 +75,7 @@ def similar_pairs(
     k = word_length(dataset) if kmer is None else kmer
     by_words = _pairs_by_words(dataset, identity, k)
     by_edit = _pairs_by_one_edit(dataset, identity, longest=4 * k)
-    first, second, found = (np.concatenate(both) for both in zip(by_words, by_edit, strict=True))
+    first, second, found = map(np.concatenate, zip(by_words, by_edit, strict=True))
     keys = np.minimum(first, second) * len(dataset) + np.maximum(first, second)
     best = np.lexsort((-found, keys))
     best = best[np.diff(keys[best], prepend=-1) > 0]
@@ -112,29 +112,30 @@ def _pairs_by_words(dataset: SequenceDataset, identity: float, k: int) -> Simila
 
 
 def _pairs_by_one_edit(dataset: SequenceDataset, identity: float, longest: int) -> SimilarPairs:
-    """Pairs of short records that are equal when at most one residue is taken out of each.
+    """Pairs of equal records, and short ones equal after taking at most one residue out of each.
 
-    That holds for one substitution, insertion or deletion. A record is its polynomial hash, so
-    leaving out a residue is one subtraction and one shift of what follows. Records in which one
-    residue is more than ``identity`` allows are left aside.
+    The latter holds for one substitution, insertion or deletion, where one residue is no more
+    than ``identity`` allows. A record is its polynomial hash, so leaving out a residue is one
+    subtraction and one shift of what follows.
     """
     lengths = dataset.lengths
-    chosen = np.flatnonzero((lengths * (1 - identity) >= 1) & (lengths < longest))
-    short = dataset.subset(chosen)
-    begins, ends = short.offsets[:-1], short.offsets[1:]
-    owners = np.repeat(np.arange(len(short)), short.lengths)
-    place = np.arange(len(short.tokens)) - begins[owners]
-    powers = np.cumprod(np.full(longest, _BASE))
-    terms = _mix(short.tokens.astype(np.uint64)) * powers[place]
+    owners = np.repeat(np.arange(len(dataset)), lengths)
+    begins, ends = dataset.offsets[:-1], dataset.offsets[1:]
+    powers = np.cumprod(np.full(int(lengths.max(initial=0)), _BASE))
+    terms = _mix(dataset.tokens.astype(np.uint64))
+    terms *= powers[np.arange(len(owners)) - begins[owners]]
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-    before = sums[:-1] - sums[begins[owners]]
-    after = sums[ends[owners]] - sums[1:]
-    hashes = np.concatenate([sums[ends] - sums[begins], before + after * _BASE_INVERSE])
-    members = np.concatenate([np.arange(len(short)), owners])
-    pairs, _, _ = _pairs_in_buckets(hashes, members, len(short))
-    first, second = chosen[pairs]
+    whole = sums[ends] - sums[begins]
+    short = (lengths * (1 - identity) >= 1) & (lengths < longest)
+    out = np.flatnonzero(short[owners])
+    before = sums[out] - sums[begins[owners[out]]]
+    after = sums[ends[owners[out]]] - sums[out + 1]
+    hashes = np.concatenate([whole, before + after * _BASE_INVERSE])
+    members = np.concatenate([np.arange(len(dataset)), owners[out]])
+    (first, second), _, _ = _pairs_in_buckets(hashes, members, len(dataset))
     longer = np.maximum(lengths[first], lengths[second])
-    return SimilarPairs(first, second, (1 - 1 / longer).astype(np.float32))
+    found = np.where(whole[first] == whole[second], 1, 1 - 1 / longer)
+    return SimilarPairs(first, second, found.astype(np.float32))
 
 
 def _words(

@@ -94,6 +94,13 @@ def test_one_edit_is_too_much_where_it_is_more_than_identity_allows():
     assert found(["ACDEFGHIKL", "ACDEWGHIKL"], identity=0.91) == set()
 
 
+@pytest.mark.parametrize("record", ["A", "ACA", "AAAAAAAAAAAAAAAAAAAAAAAA", "ACDEFGHIKLMN" * 30])
+def test_equal_records_are_a_pair_of_identity_one_however_short_or_plain(record):
+    pairs = similar_pairs(as_dataset([record, "WWY", record]), identity=0.95)
+    assert (pairs.first.tolist(), pairs.second.tolist()) == ([0], [2])
+    assert pairs.identity.tolist() == [1.0]
+
+
 def test_two_edits_in_a_short_peptide_are_no_pair():
     assert found(["ACDEFGHIKL", "ACWEFGYIKL"], identity=0.8) == set()
 
