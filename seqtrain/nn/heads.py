@@ -4,13 +4,25 @@ import torch
 from torch import Tensor, nn
 
 
+def _neutral_linear(in_dim: int, out_dim: int) -> nn.Linear:
+    """A layer that begins by saying nothing: every class alike, the mean target.
+
+    Maxima over residues are large before anything is learnt; through random weights they would
+    begin as confident, wrong logits.
+    """
+    linear = nn.Linear(in_dim, out_dim)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
 class ClassHead(nn.Module):
     """One logit per class; the classes exclude each other. Serves sequences and residues."""
 
     def __init__(self, in_dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(in_dim, num_classes)
+        self.linear = _neutral_linear(in_dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(..., num_classes)``."""
@@ -43,7 +55,7 @@ class RegressionHead(nn.Module):
     def __init__(self, in_dim: int, dropout: float, mean: float = 0.0, std: float = 1.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(in_dim, 1)
+        self.linear = _neutral_linear(in_dim, 1)
         self.register_buffer("target_mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("target_std", torch.tensor(std, dtype=torch.float32))
 
