@@ -8,6 +8,20 @@ from seqtrain.nn.norms.batch import (
     MaskedSyncBatchNorm,
 )
 from seqtrain.nn.norms.batch_functional import masked_batch_norm
+from seqtrain.nn.norms.calibrate import update_bn_stats
+from seqtrain.nn.norms.complex import (
+    MaskedComplexBatchNorm1d,
+    MaskedComplexBatchNorm2d,
+    NaiveMaskedComplexBatchNorm1d,
+    NaiveMaskedComplexBatchNorm2d,
+)
+from seqtrain.nn.norms.convert import (
+    FoldedConv,
+    convert_masked_batchnorm,
+    convert_masked_sync_batchnorm,
+    fold_masked_conv_bn,
+    revert_masked_batchnorm,
+)
 from seqtrain.nn.norms.functional import (
     masked_group_norm,
     masked_layer_norm,
@@ -28,6 +42,7 @@ from seqtrain.nn.norms.renorm import MaskedBatchRenorm1d
 
 __all__ = [
     "AffineMaskedNorm",
+    "FoldedConv",
     "LazyAffineMaskedNorm",
     "LazyMaskedBatchNorm1d",
     "LazyMaskedBatchNorm2d",
@@ -37,6 +52,8 @@ __all__ = [
     "MaskedBatchNorm2d",
     "MaskedBatchNorm3d",
     "MaskedBatchRenorm1d",
+    "MaskedComplexBatchNorm1d",
+    "MaskedComplexBatchNorm2d",
     "MaskedGroupNorm",
     "MaskedInstanceNorm1d",
     "MaskedLayerNorm",
@@ -44,6 +61,11 @@ __all__ = [
     "MaskedRMSNorm",
     "MaskedSyncBatchNorm",
     "Moments",
+    "NaiveMaskedComplexBatchNorm1d",
+    "NaiveMaskedComplexBatchNorm2d",
+    "convert_masked_batchnorm",
+    "convert_masked_sync_batchnorm",
+    "fold_masked_conv_bn",
     "mask_context",
     "masked_batch_norm",
     "masked_group_norm",
@@ -52,4 +74,6 @@ __all__ = [
     "masked_moments",
     "masked_norm",
     "masked_rms_norm",
+    "revert_masked_batchnorm",
+    "update_bn_stats",
 ]

@@ -90,11 +90,11 @@ class MaskedBatchNorm(WideBuffers, _BatchNorm):
             num_batches_tracked=self.num_batches_tracked,
             min_count=self.min_count,
             running_weight=self.running_weight,
-            group=self._ranks(),
+            group=self.ranks() if self.training else None,
         )
 
-    def _ranks(self) -> dist.ProcessGroup | None:
-        """The ranks that this batch shares its statistics with."""
+    def ranks(self) -> dist.ProcessGroup | None:
+        """The ranks that share their statistics in training, if there are several."""
         return None
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -182,8 +182,9 @@ class MaskedSyncBatchNorm(MaskedBatchNorm):
         )
         self.process_group = process_group
 
-    def _ranks(self) -> dist.ProcessGroup | None:
-        if not (self.training and dist.is_available() and dist.is_initialized()):
+    def ranks(self) -> dist.ProcessGroup | None:
+        """The ranks of the process group, if there are several."""
+        if not (dist.is_available() and dist.is_initialized()):
             return None
         group = self.process_group or dist.group.WORLD
         return group if dist.get_world_size(group) > 1 else None

@@ -29,6 +29,15 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def count_real(input: Tensor, mask: Tensor, dims: Sequence[int]) -> Tensor:
+    """Number of real positions along ``dims``, int64, where a size of 1 in the mask stands for all.
+
+    It stays of size 1 where the mask is, so it is one number for channels that share a mask.
+    """
+    counted = [input.shape[d] if d in dims else mask.shape[d] for d in range(input.ndim)]
+    return mask.expand(counted).sum(tuple(dims), keepdim=True)
+
+
 def masked_moments(
     input: Float[Tensor, "..."], mask: Bool[Tensor, "..."], dims: Sequence[int]
 ) -> Moments:
@@ -44,8 +53,7 @@ def masked_moments(
     """
     dims = tuple(dim % input.ndim for dim in dims)
     padding = ~mask
-    counted = [input.shape[d] if d in dims else mask.shape[d] for d in range(input.ndim)]
-    n = mask.expand(counted).sum(dims, keepdim=True)
+    n = count_real(input, mask, dims)
     divisor = n.clamp(min=1)
     wide = input.to(wide_dtype(input.dtype))
     first = wide.masked_fill(padding, 0).sum(dims, keepdim=True) / divisor

@@ -27,7 +27,7 @@ class RunningStatistics(NamedTuple):
             enough: Which channels may move, with C elements or 1.
             momentum: Weight of this batch; ``None`` gives the plain average over batches.
         """
-        gain = self._gain(enough, momentum)
+        gain = count_batch(self.num_batches, enough, momentum)
         if self.weight is not None:
             count = moments.n.flatten().to(self.weight.dtype)
             # NaN stands for unknown, as after loading a checkpoint that has no such buffer.
@@ -38,15 +38,19 @@ class RunningStatistics(NamedTuple):
         move(self.mean, moments.mean, gain, enough)
         move(self.var, moments.variance(correction=1), gain, enough)
 
-    def _gain(self, enough: Tensor, momentum: float | None) -> Tensor | float:
-        if self.num_batches is not None:
-            self.num_batches.add_(enough.any())
-        if momentum is not None:
-            return momentum
-        if self.num_batches is None:
-            raise ValueError("momentum=None averages over batches: num_batches_tracked is needed")
-        # The counter is still 0 when no channel of the first batch has enough positions.
-        return 1 / self.num_batches.clamp(min=1).to(self.mean.dtype)
+
+def count_batch(
+    num_batches: Tensor | None, enough: Tensor, momentum: float | None
+) -> Tensor | float:
+    """Count a batch that moves any channel, and return its weight in the running statistics."""
+    if num_batches is not None:
+        num_batches.add_(enough.any())
+    if momentum is not None:
+        return momentum
+    if num_batches is None:
+        raise ValueError("momentum=None averages over batches: num_batches_tracked is needed")
+    # The counter is still 0 when no channel of the first batch has enough positions.
+    return 1 / num_batches.clamp(min=1).double()
 
 
 def move(buffer: Tensor, value: Tensor, gain: Tensor | float, enough: Tensor) -> None:
