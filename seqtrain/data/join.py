@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from seqtrain.data.alphabet import detect_alphabet
+from seqtrain.data.alphabet import PROTEIN, detect_alphabet
 from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
 from seqtrain.data.labels import LabelCodec, read_number
 from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import DataError, FastaError, LabelError
+from seqtrain.errors import ConfigError, DataError, FastaError, LabelError
+
+OVERLONG = ("error", "truncate", "skip")
 
 
 class Tokenized(NamedTuple):
@@ -32,6 +34,12 @@ def letter_counts(records: Iterable[Record]) -> dict[str, int]:
     text = "".join(record.sequence for record in records).encode("ascii")
     counts = np.bincount(np.frombuffer(text, dtype=np.uint8), minlength=128)
     return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
+
+
+def looks_like(records: Sequence[Record]) -> str:
+    """Name of the alphabet that the letters of all records tell; protein without any letter."""
+    letters = letter_counts(records)
+    return detect_alphabet(letters).name if any(map(str.isalpha, letters)) else PROTEIN.name
 
 
 def read_records(paths: Sequence[str]) -> tuple[list[Record], list[Reject]]:
@@ -64,8 +72,12 @@ def tokenize(
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
 
     Raises:
-        FastaError: Some records cannot be used: all are collected.
+        FastaError: Some records cannot be used (all are collected), or none is left.
+        ConfigError: ``overlong`` is something else.
     """
+    if overlong not in OVERLONG:
+        expected = ", ".join(OVERLONG)
+        raise ConfigError(f"data.overlong: expected one of {expected}, found {overlong!r}.")
     out = Tokenized([], [], [], [])
     bad = list(rejects)
     for record in records:
@@ -95,10 +107,8 @@ def tokenize(
 
 
 def _alphabet_hint(records: Sequence[Record], tokenizer: Tokenizer) -> str:
-    if not records:
-        return ""
-    looks, name = detect_alphabet(letter_counts(records)).name, tokenizer.alphabet.name
-    if "protein" not in (looks, name) or looks == name:
+    looks, name = looks_like(records), tokenizer.alphabet.name
+    if not records or "protein" not in (looks, name) or looks == name:
         return ""
     return f"\nThe sequences look like {looks}, but are read as {name} (tokenizer.alphabet)."
 
@@ -161,10 +171,19 @@ def _nothing_matches(records: Sequence[Record], table: LabelTable, labels: Seque
 
 def label_source(table: LabelTable) -> str:
     """Where labels came from, in words."""
+    return _source(table, table.columns.label)
+
+
+def split_source(table: LabelTable) -> str:
+    """Where splits came from, in words."""
+    return _source(table, table.columns.split)
+
+
+def _source(table: LabelTable, key: str) -> str:
     if table.kind == "header":
-        return f"the headers ({table.columns.label}=...)"
+        return f"the headers ({key}=...)"
     files = ", ".join(map(shown, dict.fromkeys(table.sources.values())))
-    return files if table.kind == "fasta" else f"{files}, column {table.columns.label!r}"
+    return files if table.kind == "fasta" else f"{files}, column {key!r}"
 
 
 def check_labels(records: Iterable[Record], table: LabelTable, task: str) -> None:

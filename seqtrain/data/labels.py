@@ -99,6 +99,10 @@ class LabelCodec:
         """Width of the head: the number of classes, or 1."""
         return len(self.classes) or 1
 
+    def names(self, value: str) -> set[str]:
+        """The classes that a label names, ignored ones left out; the label itself if a number."""
+        return set(_names(self.task, value, self.separator)).difference(self.ignore)
+
     @cached_property
     def _index(self) -> dict[str, int]:
         targets = dict.fromkeys(self.ignore, IGNORE)
@@ -138,7 +142,7 @@ class LabelCodec:
 
     def _unknown(self, name: str) -> str:
         classes = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
-        return f"label {name!r} is not among the classes seen in training ({classes})"
+        return f"{name!r} is not among the classes seen in training ({classes})"
 
     @cached_property
     def _letters(self) -> tuple[UInt32[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
@@ -195,7 +199,7 @@ def _check_task(task: str, ignore: Sequence[str]) -> None:
 
 
 def _names(task: str, value: str, separator: str) -> Iterable[str]:
-    """Names of the classes in one label."""
+    """Names of the classes in one label: cells of a multi-label task hold several."""
     if task == "multilabel":
         return [name for part in value.split(separator) if (name := part.strip())]
     return value if task == "residue_classification" else [value]

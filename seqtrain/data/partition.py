@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 
 from seqtrain.data.fasta import Record, Reject, reject_message
-from seqtrain.data.join import Tokenized, label_source
+from seqtrain.data.join import Tokenized, split_source
 from seqtrain.data.label_table import LabelTable, split_name
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
@@ -42,7 +42,7 @@ def given_parts(
         return Partition(np.array([part_of[record.source] for record in records]), "by file")
     if not any(record.id in table.splits for record in records):
         return Partition(np.array(["train"] * len(records)), "all records are in the train files")
-    where = f"column {table.columns.split!r} of {label_source(table)}"
+    where = split_source(table)
     texts = [table.splits.get(record.id, "") for record in records]
     if strange := Counter(text for text in texts if text and not split_name(text)):
         found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))

@@ -1,20 +1,19 @@
 """Files in, training, validation and test parts out, with an account of every choice made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
-from seqtrain.data.alphabet import PROTEIN, detect_alphabet
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
 from seqtrain.data.join import (
     check_labels,
     join_labels,
     label_source,
-    letter_counts,
+    looks_like,
     read_records,
     to_dataset,
     tokenize,
@@ -114,10 +113,9 @@ def prepare_data(
     paths = [path for part in files.values() for path in part]
     refuse_repeats([*paths, *labels])
     records, rejects = read_records(paths)
-    letters = letter_counts(records)
     tokenizer = Tokenizer.from_dict(
         {
-            "alphabet": alphabet or _looks_like(letters),
+            "alphabet": alphabet or looks_like(records),
             "ambiguous": ambiguous,
             "gap": gap,
             "stop": stop,
@@ -167,11 +165,6 @@ def prepare_data(
         report=report,
         splits=splits,
     )
-
-
-def _looks_like(letters: Mapping[str, int]) -> str:
-    # Without a single letter every record is refused later, each with its place.
-    return detect_alphabet(letters).name if any(map(str.isalpha, letters)) else PROTEIN.name
 
 
 def _fit(
@@ -226,9 +219,8 @@ def read_for_model(
     refuse_repeats([*paths, *labels])
     records, rejects = read_records(paths)
     data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
-    letters = letter_counts(data.records)
-    looks, name = detect_alphabet(letters).name, tokenizer.alphabet.name
-    if name == "protein" != looks and sum(letters.values()) > FEW_LETTERS:
+    looks, num_letters = looks_like(data.records), sum(map(len, data.tokens))
+    if tokenizer.alphabet.name == "protein" != looks and num_letters > FEW_LETTERS:
         raise DataError(
             f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
             "trained on protein sequences."

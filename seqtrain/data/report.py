@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from seqtrain.data.alphabet import detect_alphabet
 from seqtrain.data.files import file_facts
-from seqtrain.data.join import Tokenized, label_source, letter_counts
+from seqtrain.data.join import Tokenized, label_source, looks_like
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.store import SequenceDataset
@@ -55,7 +54,7 @@ def data_report(
         "rejects": [reject._asdict() for reject in data.skipped],
         "truncated": [record.id for record in data.truncated],
         "fingerprints": {name: part.fingerprint() for name, part in parts.items()},
-        "warnings": _warnings(data, table, tokenizer, policies, unused),
+        "warnings": _warnings(data, table, tokenizer, codec, policies, unused),
     }
 
 
@@ -81,7 +80,7 @@ def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
     else:
         counts = np.bincount(targets[targets >= 0], minlength=len(codec.classes))
     named = {name: int(count) for name, count in zip(codec.classes, counts, strict=True)}
-    ignored = {"ignored_residues": int((targets < 0).sum())} if codec.ignore else {}
+    ignored = {"ignored_residues": int((targets < 0).sum())} if part.per_residue else {}
     return {"classes": named, **ignored}
 
 
@@ -89,6 +88,7 @@ def _warnings(
     data: Tokenized,
     table: LabelTable,
     tokenizer: Tokenizer,
+    codec: LabelCodec,
     policies: Mapping[str, int],
     unused: int,
 ) -> list[str]:
@@ -99,7 +99,10 @@ def _warnings(
         warnings.append(f"{len(data.skipped)} over-long records are left out (data.overlong=skip)")
     if data.truncated:
         warnings.append(f"{len(data.truncated)} over-long records lost their end")
-    looks = detect_alphabet(letter_counts(data.records)).name
+    for label in codec.ignore:
+        if not any(label in value for value in table.values.values()):
+            warnings.append(f"data.ignore_labels: {label!r} occurs in no label")
+    looks = looks_like(data.records)
     if tokenizer.alphabet.name == "protein" != looks:
         warnings.append(f"the sequences look like {looks}, but are read as protein")
     return [*warnings, *_policy_warnings(tokenizer, policies)]

@@ -135,17 +135,30 @@ def test_codec_survives_json(task, values, ignore):
 @pytest.mark.parametrize(
     ("task", "values", "bad", "message"),
     [
-        ("classification", ["a", "b"], "c", r"label 'c' is not among .* \(a, b\)"),
-        ("multilabel", ["a,b"], "a,c", "label 'c' is not among"),
+        ("classification", ["a", "b"], "c", r"'c' is not among .* \(a, b\)"),
+        ("multilabel", ["a,b"], "a,c", "'c' is not among"),
         ("regression", ["1", "2"], "n/a", "'n/a' is not a finite number"),
         ("regression", ["1", "2"], "inf", "'inf' is not a finite number"),
-        ("residue_classification", ["HN"], "HNxN", "residue 3: label 'x' is not among"),
-        ("residue_classification", ["HN"], "A", "residue 1: label 'A' is not among"),
+        ("residue_classification", ["HN"], "HNxN", "residue 3: 'x' is not among"),
+        ("residue_classification", ["HN"], "A", "residue 1: 'A' is not among"),
     ],
 )
 def test_label_that_training_has_not_seen_is_refused(task, values, bad, message):
     with pytest.raises(LabelError, match=message):
         LabelCodec.fit(task, values).encode(bad)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "ignore", "names"),
+    [
+        ("classification", ["a,b", "c"], (), {"a,b"}),
+        ("multilabel", ["a;b ; none", "c"], ("none",), {"a", "b"}),
+        ("residue_classification", ["HHNU", "N"], ("U",), {"H", "N"}),
+        ("regression", ["0.5", "1"], (), {"0.5"}),
+    ],
+)
+def test_names_of_a_label_are_its_classes(task, labels, ignore, names):
+    assert LabelCodec.fit(task, labels, ignore).names(labels[0]) == names
 
 
 def test_long_lists_of_classes_are_cut_in_messages():
