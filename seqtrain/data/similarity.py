@@ -36,7 +36,7 @@ class SimilarPairs(NamedTuple):
     first: Int64[np.ndarray, " P"]
     second: Int64[np.ndarray, " P"]
     identity: Float32[np.ndarray, " P"]
-    """Estimated share of equal residues, from 0 to 1."""
+    """Estimated share of the shorter record's residues that the other one has, from 0 to 1."""
 
 
 def word_length(dataset: SequenceDataset) -> int:

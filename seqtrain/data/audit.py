@@ -1,0 +1,163 @@
+"""What may make a good result worthless: duplicates, leaks between splits, labels told by length.
+
+The baselines themselves are in :mod:`seqtrain.data.baselines`.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from seqtrain.data.baselines import (
+    Scores,
+    baselines,
+    composition_baseline,
+    length_only_baseline,
+    majority_baseline,
+)
+from seqtrain.data.similarity import IDENTITY, similar_pairs
+from seqtrain.data.store import SequenceDataset
+
+__all__ = [
+    "Duplicates",
+    "Leak",
+    "alarms",
+    "baselines",
+    "composition_baseline",
+    "find_duplicates",
+    "find_leaks",
+    "length_only_baseline",
+    "majority_baseline",
+]
+
+# The metric of each task that is near 0 (AUROC: 0.5) for any guess that ignores the record, and
+# from where on length alone is called suspicious.
+SUSPICIOUS = {
+    "classification": ("mcc", 0.5),
+    "multilabel": ("macro_auroc", 0.85),
+    "regression": ("r2", 0.5),
+}
+
+
+class Duplicates(NamedTuple):
+    """Records with exactly the same residues."""
+
+    within: dict[str, list[str]]
+    """By split: ids that repeat an earlier record of the same split."""
+    between: dict[str, list[str]]
+    """By pair of splits, as ``train/test``: ids of the second that occur in the first, too."""
+    conflicting: list[list[str]]
+    """Ids of equal records that do not all have the same target."""
+
+
+class Leak(NamedTuple):
+    """A record that resembles one of an earlier split."""
+
+    id: str
+    split: str
+    nearest: str
+    """Id of the most similar record that was found in an earlier split."""
+    nearest_split: str
+    identity: float
+    """Estimated share of the shorter record's residues that the other one has, from 0 to 1."""
+
+
+def find_duplicates(splits: Mapping[str, SequenceDataset]) -> Duplicates:
+    """Exact duplicates within and between splits, and those with different targets."""
+    copies: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for name, dataset in splits.items():
+        for i in range(len(dataset)):
+            digest = hashlib.blake2b(dataset.residues(i).tobytes(), digest_size=16).digest()
+            copies[digest].append((name, i))
+    within: dict[str, list[str]] = {name: [] for name in splits}
+    names = list(splits)
+    between: dict[str, list[str]] = {
+        f"{first}/{second}": [] for k, second in enumerate(names) for first in names[:k]
+    }
+    conflicting = []
+    for group in copies.values():
+        if len(group) < 2:
+            continue
+        homes = list(dict.fromkeys(name for name, _ in group))
+        for k, home in enumerate(homes):
+            ids = [splits[name].ids[i] for name, i in group if name == home]
+            within[home] += ids[1:]
+            for earlier in homes[:k]:
+                between[f"{earlier}/{home}"] += ids
+        if len({_target_bytes(splits[name], i) for name, i in group}) > 1:
+            conflicting.append([splits[name].ids[i] for name, i in group])
+    return Duplicates(within, between, conflicting)
+
+
+def _target_bytes(dataset: SequenceDataset, i: int) -> bytes:
+    return b"" if dataset.targets is None else np.asarray(dataset.target(i)).tobytes()
+
+
+def find_leaks(
+    splits: Mapping[str, SequenceDataset], *, identity: float = IDENTITY, kmer: int | None = None
+) -> list[Leak]:
+    """Records that are about ``identity`` alike or more to one of an earlier split, nearest first.
+
+    Exact duplicates and fragments are among them, with an identity of 1. What counts as similar, and how far
+    the search sees, is said in :mod:`seqtrain.data.similarity`. All splits share one tokenizer.
+
+    Args:
+        splits: By name, the training part first.
+        identity: Share of equal residues that makes two records similar.
+        kmer: Word length; chosen by alphabet and amount of data when not given.
+    """
+    names, datasets = list(splits), list(splits.values())
+    lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in datasets)])
+    together = SequenceDataset(
+        [record for part in datasets for record in part.ids],
+        np.concatenate([np.empty(0, np.uint8), *(part.tokens for part in datasets)]),
+        np.cumsum(lengths),
+    )
+    home = np.repeat(np.arange(len(names)), [len(part) for part in datasets])
+    pairs = similar_pairs(together, identity=identity, kmer=kmer)
+    across = np.flatnonzero(home[pairs.first] != home[pairs.second])
+    across = across[np.lexsort((pairs.second[across], -pairs.identity[across]))]
+    _, nearest = np.unique(pairs.second[across], return_index=True)
+    return [
+        Leak(
+            together.ids[pairs.second[i]],
+            names[home[pairs.second[i]]],
+            together.ids[pairs.first[i]],
+            names[home[pairs.first[i]]],
+            float(pairs.identity[i]),
+        )
+        for i in across[np.sort(nearest)].tolist()
+    ]
+
+
+def alarms(scores: Mapping[str, Scores], task: str) -> list[str]:
+    """One sentence if length alone predicts the target suspiciously well, otherwise nothing.
+
+    The rule: the length-only baseline reaches a Matthews correlation of 0.5, for a regression an
+    R² of 0.5, for several labels a macro AUROC of 0.85. Always answering the commonest class
+    gives 0, 0 and 0.5, so an unbalanced set raises no alarm by itself. Families that differ in
+    length by nature stay below; a negative set that was cut shorter than the positives does not.
+
+    Args:
+        scores: By baseline, as from :func:`baselines`; needs ``length_only``.
+        task: What is predicted.
+    """
+    if task not in SUSPICIOUS or "length_only" not in scores:
+        return []
+    name, limit = SUSPICIOUS[task]
+    found = scores["length_only"][name]
+    if not found >= limit:
+        return []
+    figures = f"{name} {found:.3f}"
+    if task == "classification" and "majority" in scores:
+        figures += (
+            f", accuracy {scores['length_only']['accuracy']:.3f} against "
+            f"{scores['majority']['accuracy']:.3f} for the commonest class"
+        )
+    return [
+        f"The length of a sequence alone predicts its label ({figures}): a good score here may "
+        "come from counting residues. Hold the model against the length-only baseline, and match "
+        "the lengths of the classes if you can."
+    ]
