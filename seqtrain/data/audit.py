@@ -100,8 +100,9 @@ def find_leaks(
 ) -> list[Leak]:
     """Records that are about ``identity`` alike or more to one of an earlier split, nearest first.
 
-    Exact duplicates and fragments are among them, with an identity of 1. What counts as similar, and how far
-    the search sees, is said in :mod:`seqtrain.data.similarity`. All splits share one tokenizer.
+    Exact duplicates and fragments are among them, with an identity of 1. What counts as similar,
+    and how far the search sees, is said in :mod:`seqtrain.data.similarity`. All splits share one
+    tokenizer.
 
     Args:
         splits: By name, the training part first.

@@ -204,7 +204,8 @@ def near_identical(sequences, start, word, share):
         words_of.append(len(words))
         for w in words:
             holders[w].append(number)
-    shared = Counter(pair for group in holders.values() for pair in combinations(group, 2))
+    rare = [group for group in holders.values() if len(group) <= 30]
+    shared = Counter(pair for group in rare for pair in combinations(group, 2))
     return [
         (a, b)
         for (a, b), count in shared.items()
@@ -230,7 +231,7 @@ def test_near_identical_real_records_never_straddle_parts(
 @pytest.mark.parametrize("name", ["wheat_coding_potential", "tmbed_topology"])
 def test_mutated_copies_of_real_records_stay_with_their_originals(real_data, name):
     rng = np.random.default_rng(0)
-    originals = read(real_data / name)
+    originals = read(real_data / name)[::2]
     letters = sorted(set("".join(originals[:50])) - {"N", "X"})
     copied = rng.choice(len(originals), 300, replace=False)
     copies = []
