@@ -79,8 +79,8 @@ class _Standardize(torch.autograd.Function):
         bias: Tensor | None,
         mean: Tensor,
         invstd: Tensor,
-        _mean_share: Tensor,
-        _var_share: Tensor,
+        _mean_share: Tensor | None,
+        _var_share: Tensor | None,
         _dims: tuple[int, ...],
         _group: dist.ProcessGroup | None,
     ) -> Tensor:

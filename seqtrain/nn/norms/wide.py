@@ -1,7 +1,7 @@
 """Buffers that stay in float32 or wider when the module around them is narrower."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ class WideBuffers(nn.Module):
             if buffer is not None and buffer.is_floating_point():
                 self._buffers[name] = buffer.to(wide_dtype(buffer.dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WideBuffers":
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
