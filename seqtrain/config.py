@@ -213,7 +213,7 @@ class TaskConfig:
     """``classification``, ``multilabel``, ``regression`` or ``residue_classification``; none: told
     from the labels."""
     pooling: str | None = None
-    """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``. Not for residue tasks."""
+    """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``; unused by residues."""
     head_dropout: float = 0.1
     """Share of pooled channels dropped before the last layer while training."""
     label_smoothing: float = 0.0

@@ -49,7 +49,8 @@ def compare_norms(
             f"{output}: is not empty. Go on with --resume, or choose another --output."
         )
     values = options.data_values(train, valid, test, labels, label_column, id_column, split_column)
-    plan = plan_run(load_config(config_name, overrides or [], config_dir=config_dir, values=values))
+    own = options.with_own_data(overrides, train)
+    plan = plan_run(load_config(config_name, own, config_dir=config_dir, values=values))
 
     def tell(arm: "Arm", number: int, total: int) -> None:
         print(f"arm {number}/{total}: {arm.name}", file=sys.stderr, flush=True)

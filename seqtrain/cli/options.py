@@ -82,6 +82,12 @@ def data_values(
     return values
 
 
+def with_own_data(overrides: list[str] | None, train: list[str] | None) -> list[str]:
+    """The overrides, with the bundled data and its short training left out for files given."""
+    chosen = any(item.lstrip("+~").startswith("data=") for item in overrides or [])
+    return [*(["data=files"] if train and not chosen else []), *(overrides or [])]
+
+
 def absolute(path: str) -> str:
     """The path as a run keeps it, so that --resume works from any folder."""
     return path if path == "-" or path.startswith("bundled:") else str(Path(path).absolute())

@@ -63,7 +63,8 @@ def train(
     given = bool(values or overrides or config_name != "config" or config_dir)
     if not dry_run:
         _check_place(run, resume=resume, overwrite=overwrite)
-    plan = _plan(run, given, resume, config_name, overrides or [], config_dir, values)
+    own = options.with_own_data(overrides, train)
+    plan = _plan(run, given, resume, config_name, own, config_dir, values)
     if dry_run:
         return _show_plan(plan, json)
     with RunLock(run):

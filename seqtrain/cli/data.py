@@ -1,0 +1,206 @@
+"""`seqtrain data`: check, tokenize, split and audit files before anything is trained."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seqtrain.cli import options
+from seqtrain.errors import ConfigError, FastaError
+
+if TYPE_CHECKING:
+    from seqtrain.data.check import Check
+    from seqtrain.data.prepare import PreparedData
+
+app = typer.Typer(help="Check, tokenize, split and audit your files.", no_args_is_help=True)
+
+Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
+
+
+@app.command()
+def check(
+    fasta: options.Fasta,
+    labels: options.LabelFiles = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    alphabet: Alphabet = None,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            "--on-error",
+            help="fail; skip: report and exit with 0; quarantine: also write the usable records "
+            "to NAME.clean.fasta and the others' places and reasons to NAME.rejects.tsv.",
+        ),
+    ] = "fail",
+    json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+) -> None:
+    """Say what is in the files and what is wrong with them, record by record."""
+    if on_error not in ("fail", "skip", "quarantine"):
+        raise typer.BadParameter("--on-error takes fail, skip or quarantine.")
+    from seqtrain.data.check import check_files, write_quarantine
+    from seqtrain.data.fasta import reject_message
+    from seqtrain.reporting import to_json
+
+    found = check_files(
+        fasta, labels or (), label_column=label_column, id_column=id_column, alphabet=alphabet
+    )
+    if json is not None:
+        json.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+    _print_check(found)
+    if on_error == "quarantine":
+        for path in write_quarantine(found, fasta):
+            print(f"written: {path}", file=sys.stderr)
+    if found.rejects and on_error == "fail":
+        raise FastaError(reject_message(found.rejects))
+
+
+def _print_check(found: "Check") -> None:
+    from seqtrain.reporting import stdout_console, table
+
+    facts = [(key, value) for key, value in found.facts().items()]
+    console = stdout_console()
+    console.print(table("check", ("", "value"), facts))
+    if found.rejects:
+        rows = [(r.id or "–", f"{r.source}:{r.line}", r.reason) for r in found.rejects[:20]]
+        title = f"records that cannot be used: {len(found.rejects):,}"
+        console.print(table(title, ("id", "place", "reason"), rows))
+
+
+@app.command()
+def tokenize(
+    fasta: options.Fasta,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The store, an Arrow file.")],
+    alphabet: Alphabet = None,
+) -> None:
+    """Write the token ids of all records as one Arrow IPC file, to be memory-mapped."""
+    from json import dumps
+
+    from seqtrain.data.join import looks_like, read_records
+    from seqtrain.data.join import tokenize as tokenize_records
+    from seqtrain.data.store import SequenceDataset, write_store
+    from seqtrain.data.tokenizer import Tokenizer
+
+    records, rejects = read_records(fasta)
+    tokenizer = Tokenizer.from_dict({"alphabet": alphabet or looks_like(records)})
+    data = tokenize_records(records, rejects, tokenizer)
+    dataset = SequenceDataset.from_lists([record.id for record in data.records], data.tokens)
+    write_store(output, dataset, {"tokenizer": dumps(tokenizer.to_dict())})
+    print(
+        f"{len(dataset):,} records, {len(dataset.tokens):,} residues written to {output}",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def split(
+    fasta: options.Fasta,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A TSV with columns id, split.")],
+    labels: options.LabelFiles = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    method: Annotated[
+        str, typer.Option(help="random, stratified (by label) or similarity (families stay whole).")
+    ] = "stratified",
+    valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.1,
+    test_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Divide records into train, valid and test, and write who is where.
+
+    Use the file with `seqtrain train --labels`, after joining it to your labels, or as it is with
+    `--split-column split`.
+    """
+    from collections import Counter
+
+    from seqtrain.data.check import split_files
+
+    if method not in ("random", "stratified", "similarity"):
+        raise typer.BadParameter("--method takes random, stratified or similarity.")
+    if valid_fraction + test_fraction >= 1:
+        raise ConfigError("--valid-fraction and --test-fraction leave nothing to train on.")
+    rows = split_files(
+        fasta,
+        labels or (),
+        label_column=label_column,
+        id_column=id_column,
+        method=method,
+        fractions=(1 - valid_fraction - test_fraction, valid_fraction, test_fraction),
+        seed=seed,
+    )
+    lines = "".join(f"{name}\t{part}\n" for name, part in rows)
+    output.write_text("id\tsplit\n" + lines, encoding="utf-8")
+    counts = Counter(part for _, part in rows)
+    said = ", ".join(f"{counts[part]:,} {part}" for part in ("train", "valid", "test"))
+    print(f"{said}, written to {output}", file=sys.stderr)
+
+
+@app.command()
+def audit(
+    fasta: options.Fasta,
+    labels: options.LabelFiles = None,
+    test: options.TestFiles = None,
+    label_column: options.LabelColumn = None,
+    id_column: options.IdColumn = None,
+    split_column: options.SplitColumn = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+) -> None:
+    """Ask what length and composition alone predict, and what leaks between the parts.
+
+    Without --test and without a split column the test part is made: stratified, seed 0.
+    """
+    from seqtrain.data.audit import alarms, baselines, find_duplicates, find_leaks
+    from seqtrain.data.prepare import prepare_data
+    from seqtrain.reporting import to_json
+
+    data = prepare_data(
+        train=fasta,
+        test=test or (),
+        labels=labels or (),
+        label_column=label_column,
+        id_column=id_column,
+        split_column=split_column,
+        test_fraction=0.2,
+    )
+    assert data.test is not None, "a fraction is set aside when nothing else makes a test part"
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    scores = baselines(data.train, data.test, data.codec.task)
+    report = {
+        "task": data.codec.task,
+        "baselines": scores,
+        "alarms": alarms(scores, data.codec.task),
+        "duplicates": find_duplicates(parts)._asdict(),
+        "leaks": [leak._asdict() for leak in find_leaks(parts)],
+    }
+    if json is not None:
+        json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
+    _print_audit(report, data)
+
+
+def _print_audit(report: dict[str, Any], data: "PreparedData") -> None:
+    from seqtrain.reporting import stdout_console, table
+
+    console = stdout_console()
+    metrics = list(
+        dict.fromkeys(name for scores in report["baselines"].values() for name in scores)
+    )
+    rows = [
+        (name.replace("_", " "), *(scores.get(metric, float("nan")) for metric in metrics))
+        for name, scores in report["baselines"].items()
+    ]
+    console.print(
+        table(
+            "what can be predicted without reading order (test part)", ("baseline", *metrics), rows
+        )
+    )
+    duplicates = report["duplicates"]
+    facts = [(f"exact duplicates within {k}", len(v)) for k, v in duplicates["within"].items()]
+    facts += [(f"exact duplicates in {k}", len(v)) for k, v in duplicates["between"].items()]
+    facts += [("equal sequences with different labels", len(duplicates["conflicting"]))]
+    sizes = {"valid": len(data.valid), "test": len(data.test) if data.test is not None else 0}
+    for part, size in sizes.items():
+        leaks = sum(leak["split"] == part for leak in report["leaks"])
+        facts.append((f"of {size:,} {part} records, similar to one in an earlier part", leaks))
+    console.print(table("leaks", ("", "records"), facts))
+    for alarm in report["alarms"]:
+        console.print(f"ALARM: {alarm}", markup=False)
