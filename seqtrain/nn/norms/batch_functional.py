@@ -2,14 +2,15 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seqtrain.nn.norms.masks import placed_or_all
+from seqtrain.nn.norms.masks import place_mask
 from seqtrain.nn.norms.moments import masked_moments, pool_moments
-from seqtrain.nn.norms.rows import batch_norm_of_rows, plain_batch_norm, real_rows
+from seqtrain.nn.norms.rows import over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
-from seqtrain.nn.norms.standardize import other_dims, standardize
+from seqtrain.nn.norms.standardize import Statistics, other_dims, standardize
 
 
 def masked_batch_norm(
@@ -62,27 +63,68 @@ def masked_batch_norm(
     if running_mean is not None and running_var is not None:
         running = RunningStatistics(running_mean, running_var, num_batches_tracked, running_weight)
     if mask is None and group is None:
-        return plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
-    mask = placed_or_all(mask, input, channel_dim)
-    if group is None and running_weight is None:
-        rows = real_rows(input, mask, channel_dim, running_mean, weight, bias)
-        if rows is not None and (len(rows) >= max(min_count, 2) if training else running):
-            return batch_norm_of_rows(
-                input, rows, running, weight, bias, training, momentum, eps, channel_dim
-            )
-    with torch.no_grad():
-        settled = None if running is None else running_standard(running, input, channel_dim, eps)
-        if training:
-            dims = other_dims(input, channel_dim)
-            moments = masked_moments(input, mask, dims)
-            if group is not None:
-                moments = pool_moments(moments, group)
-            enough = moments.n >= min_count
-            statistics = batch_standard(moments, enough, settled, eps, dims, group)
-            if running is not None:
-                running.update(moments, enough, momentum)
-        elif settled is not None:
-            statistics = settled
-        else:
-            raise ValueError("training=False needs running_mean and running_var")
-    return standardize(input, mask, statistics, weight, bias, channel_dim)
+        return _plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
+    if running is None and not training:
+        raise ValueError("training=False needs running_mean and running_var")
+
+    def norm(input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
+        statistics = _statistics(
+            input, mask, running, training, momentum, eps, channel_dim, min_count, group
+        )
+        return standardize(input, mask, statistics, weight, bias, channel_dim)
+
+    return over_real_rows(norm, input, place_mask(mask, input, channel_dim), channel_dim)
+
+
+@torch.no_grad()
+def _statistics(
+    input: Tensor,
+    mask: Tensor | None,
+    running: RunningStatistics | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    channel_dim: int,
+    min_count: int,
+    group: dist.ProcessGroup | None,
+) -> Statistics:
+    """What to normalize by; in training the running statistics are updated."""
+    settled = None if running is None else running_standard(running, input, channel_dim, eps)
+    if settled is not None and not training:
+        return settled
+    dims = other_dims(input, channel_dim)
+    moments = masked_moments(input, mask, dims)
+    if group is not None:
+        moments = pool_moments(moments, group)
+    enough = moments.n >= min_count
+    statistics = batch_standard(moments, enough, settled, eps, dims, group)
+    if running is not None:
+        running.update(moments, enough, momentum)
+    return statistics
+
+
+def _plain_batch_norm(
+    input: Tensor,
+    running: RunningStatistics | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    channel_dim: int,
+) -> Tensor:
+    """torch's own batch norm, with the channels anywhere and the batches counted."""
+    gain = 0.0 if momentum is None else momentum
+    if training and running is not None and running.num_batches is not None:
+        running.num_batches.add_(1)
+        gain = 1.0 / float(running.num_batches) if momentum is None else momentum
+    mean, var = (None, None) if running is None else (running.mean, running.var)
+    if mean is not None:
+        # A half-precision model's parameters beside its statistics, which stay wide.
+        weight, bias = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
+    if channel_dim % input.ndim == 1:
+        return F.batch_norm(input, mean, var, weight, bias, training, gain, eps)
+    moved = input.movedim(channel_dim, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    out = F.batch_norm(rows, mean, var, weight, bias, training, gain, eps)
+    return out.view(moved.shape).movedim(-1, channel_dim)

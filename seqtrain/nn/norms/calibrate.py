@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm
-from seqtrain.nn.norms.masks import given_or_current, placed_or_all
+from seqtrain.nn.norms.masks import given_or_current, place_mask
 from seqtrain.nn.norms.moments import Moments, masked_moments, merge_moments, pool_moments
 from seqtrain.nn.norms.standardize import other_dims
 
@@ -82,7 +82,7 @@ class _Collector:
             channel_dim = 1
             if isinstance(norm, MaskedBatchNorm):
                 channel_dim, mask = norm.channel_dim, given_or_current(mask)
-            placed = placed_or_all(mask, input, channel_dim)
+            placed = place_mask(mask, input, channel_dim)
             new = masked_moments(input.double(), placed, other_dims(input, channel_dim))
             if self.moments is not None:
                 pairs = zip(self.moments, new, strict=True)

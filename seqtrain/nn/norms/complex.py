@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm, MaskedBatchNorm1d, MaskedBatchNorm2d
-from seqtrain.nn.norms.masks import given_or_current, placed_or_all
+from seqtrain.nn.norms.masks import given_or_current, place_mask, select_real
 from seqtrain.nn.norms.moments import count_real, wide_dtype
 from seqtrain.nn.norms.running import count_batch, move
 from seqtrain.nn.norms.standardize import other_dims, per_channel
@@ -41,14 +41,13 @@ class ComplexMoments(NamedTuple):
         return Symmetric(*(entry / divisor for entry in self.m2))
 
 
-def complex_moments(input: Tensor, mask: Tensor, channel_dim: int) -> ComplexMoments:
+def complex_moments(input: Tensor, mask: Tensor | None, channel_dim: int) -> ComplexMoments:
     """Count, mean and second moments per channel, by the corrected two passes of the real form."""
     dims = other_dims(input, channel_dim)
-    padding = ~mask
     n = count_real(input, mask, dims)
     divisor = n.clamp(min=1)
-    first = input.masked_fill(padding, 0).sum(dims, keepdim=True) / divisor
-    centred = (input - first).masked_fill(padding, 0)
+    first = select_real(input, mask).sum(dims, keepdim=True) / divisor
+    centred = select_real(input - first, mask)
     error = centred.sum(dims, keepdim=True) / divisor
 
     def product(a: Tensor, b: Tensor, error_a: Tensor, error_b: Tensor) -> Tensor:
@@ -168,10 +167,10 @@ class MaskedComplexBatchNorm(WideBuffers, nn.Module):
                 without one, that of ``mask_context``; without that too, all positions count.
         """
         self._check_input_dim(input)
-        placed = placed_or_all(given_or_current(mask), input, self.channel_dim)
+        placed = place_mask(given_or_current(mask), input, self.channel_dim)
         wide = input.to(wide_dtype(input.dtype))
         mean, whitening = self._statistics(wide, placed)
-        deviation = (wide - mean).masked_fill(~placed, 0)
+        deviation = select_real(wide - mean, placed)
         real, imag = deviation.real, deviation.imag
         rr, ii, ri = whitening
         real, imag = rr * real + ri * imag, ri * real + ii * imag
@@ -184,10 +183,10 @@ class MaskedComplexBatchNorm(WideBuffers, nn.Module):
                 rr * real + ri * imag + shift_real,
                 ri * real + ii * imag + shift_imag,
             )
-        out = torch.complex(real, imag).masked_fill(~placed, 0)
+        out = select_real(torch.complex(real, imag), placed)
         return out.to(input.dtype)
 
-    def _statistics(self, input: Tensor, mask: Tensor) -> tuple[Tensor, Symmetric]:
+    def _statistics(self, input: Tensor, mask: Tensor | None) -> tuple[Tensor, Symmetric]:
         """Mean and whitening matrix to use, as functions of ``input`` where it decides them."""
         settled = self._settled(input)
         if settled is not None and not self.training:

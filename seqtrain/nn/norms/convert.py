@@ -17,7 +17,7 @@ from seqtrain.nn.norms.batch import (
     MaskedBatchNorm3d,
     MaskedSyncBatchNorm,
 )
-from seqtrain.nn.norms.masks import given_or_current, placed_or_all
+from seqtrain.nn.norms.masks import given_or_current, place_mask, select_real
 
 _MASKED: dict[type[_BatchNorm], type[MaskedBatchNorm]] = {
     nn.BatchNorm1d: MaskedBatchNorm1d,
@@ -169,8 +169,7 @@ class FoldedConv(nn.Module):
             mask: True where real, for the output of the convolution.
         """
         out: Tensor = self.conv(input)
-        placed = placed_or_all(given_or_current(mask), out, self.channel_dim)
-        return torch.where(placed, out, out.new_zeros(()))
+        return select_real(out, place_mask(given_or_current(mask), out, self.channel_dim))
 
 
 def fold_masked_conv_bn(conv: nn.modules.conv._ConvNd, norm: MaskedBatchNorm) -> FoldedConv:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from seqtrain.nn.norms.masks import broadcast_mask, placed_or_all
+from seqtrain.nn.norms.masks import broadcast_mask, place_mask, select_real
 from seqtrain.nn.norms.moments import Moments, masked_moments
 from seqtrain.nn.norms.standardize import (
     Statistics,
@@ -50,8 +50,8 @@ def masked_layer_norm(
         A tensor like ``input``, 0 at padding.
     """
     _check_channels(input, channel_dim, normalized_shape)
-    placed = placed_or_all(mask, input, channel_dim)
-    if over == "position" and placed.shape[channel_dim] == 1:
+    placed = place_mask(mask, input, channel_dim)
+    if over == "position" and (placed is None or placed.shape[channel_dim] == 1):
 
         def norm(x: Tensor) -> Tensor:
             return F.layer_norm(x, normalized_shape, weight, bias, eps)
@@ -85,12 +85,16 @@ def masked_rms_norm(
         A tensor like ``input``, 0 at padding.
     """
     _check_channels(input, channel_dim, normalized_shape)
-    placed = placed_or_all(mask, input, channel_dim)
-    if placed.shape[channel_dim] != 1:
+    placed = place_mask(mask, input, channel_dim)
+    if placed is not None and placed.shape[channel_dim] != 1:
         raise ValueError("the root mean square is taken over all channels: mask positions alone")
 
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    # torch warns when it cannot use its fused kernel because weight and input differ in dtype.
+    dtype = input.dtype if weight is None else torch.promote_types(input.dtype, weight.dtype)
+
     def norm(x: Tensor) -> Tensor:
-        return F.rms_norm(x, list(normalized_shape), weight, eps)
+        return F.rms_norm(x.to(dtype), list(normalized_shape), weight, eps)
 
     return _at_positions(norm, input, placed, channel_dim)
 
@@ -123,9 +127,11 @@ def masked_group_norm(
     channels = input.shape[channel]
     if channels % num_groups:
         raise ValueError(f"{channels} channels cannot be cut into {num_groups} equal groups")
-    placed = placed_or_all(mask, input, channel)
-    masked_channels = placed.shape[channel] > 1
-    grouped_mask = placed.unflatten(channel, (num_groups, -1) if masked_channels else (1, 1))
+    placed = place_mask(mask, input, channel)
+    grouped_mask = None
+    if placed is not None:
+        groups = num_groups if placed.shape[channel] > 1 else 1
+        grouped_mask = placed.unflatten(channel, (groups, -1))
     grouped = input.unflatten(channel, (num_groups, -1))
     dims = tuple(d for d in range(1, grouped.ndim) if d != channel)
     statistics = own_statistics(masked_moments(grouped, grouped_mask, dims), eps, dims)
@@ -172,7 +178,7 @@ def masked_norm(
         flat = moments.variance(correction) <= rounding.square()
         moments = moments._replace(m2=moments.m2.masked_fill(flat, 0))
     out = standardize(input, placed, own_statistics(moments, eps, axes, correction))
-    return torch.where(flat & placed, input, out) if constant == "keep" else out
+    return torch.where(flat, select_real(input, placed), out) if constant == "keep" else out
 
 
 def own_statistics(
@@ -187,15 +193,15 @@ def own_statistics(
 
 
 def _at_positions(
-    norm: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor, channel_dim: int
+    norm: Callable[[Tensor], Tensor], input: Tensor, mask: Tensor | None, channel_dim: int
 ) -> Tensor:
     """torch's ``norm`` of each position over its channels, between two selections.
 
     Zeros go in at padding, so that nothing that lies there reaches the gradient of the parameters.
     """
-    padding = ~mask.movedim(channel_dim, -1)
-    real = input.movedim(channel_dim, -1).masked_fill(padding, 0)
-    return norm(real).to(input.dtype).masked_fill(padding, 0).movedim(-1, channel_dim)
+    real = select_real(input, mask).movedim(channel_dim, -1)
+    out = norm(real).to(input.dtype).movedim(-1, channel_dim)
+    return select_real(out, mask)
 
 
 def _check_channels(input: Tensor, channel_dim: int, normalized_shape: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from seqtrain.nn.norms.functional import masked_norm
-from seqtrain.nn.norms.masks import broadcast_mask, given_or_current
+from seqtrain.nn.norms.masks import broadcast_mask, given_or_current, select_real
 from seqtrain.nn.norms.standardize import per_channel
 
 
@@ -96,8 +96,7 @@ class AffineMaskedNorm(MaskedNorm):
         normal = super().forward(input, mask)
         weight, bias = per_channel(self.weight, input, -1), per_channel(self.bias, input, -1)
         out = (normal * weight + bias).to(input.dtype)
-        placed = broadcast_mask(mask, input)
-        return torch.where(placed, out, out.new_zeros(()))
+        return select_real(out, broadcast_mask(mask, input))
 
 
 class LazyAffineMaskedNorm(LazyModuleMixin, AffineMaskedNorm):

@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 
-def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
+def place_mask(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."] | None:
     """The mask as a view of the input's rank, with 1 or all channels at ``channel_dim``.
 
     Aligning trailing dimensions instead would broadcast a ``(B, L)`` mask over the wrong axes,
@@ -17,7 +17,7 @@ def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, ".
 
     Args:
         mask: True where a position is real. The shape of ``input`` without its channels, or with
-            1 or all of them.
+            1 or all of them. ``None``, for all positions, stays ``None``.
         input: Features.
         channel_dim: Where the channels of ``input`` are.
 
@@ -25,6 +25,8 @@ def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, ".
         TypeError: The mask is not boolean.
         ValueError: The shapes do not fit.
     """
+    if mask is None:
+        return None
     channel = channel_dim % input.ndim
     placed = mask.unsqueeze(channel) if mask.ndim == input.ndim - 1 else mask
     if placed.ndim != input.ndim or any(
@@ -39,14 +41,7 @@ def place_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, ".
     return _boolean(placed)
 
 
-def placed_or_all(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
-    """The mask beside the input's dimensions; without one, a single True for every position."""
-    if mask is None:
-        return torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
-    return place_mask(mask, input, channel_dim)
-
-
-def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."]:
+def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."] | None:
     """The mask for the general form: of the input's rank, every dimension equal or 1.
 
     Args:
@@ -58,7 +53,7 @@ def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."]:
         ValueError: The shapes do not fit.
     """
     if mask is None or mask.ndim == input.ndim - 1:
-        return placed_or_all(mask, input, -1)
+        return place_mask(mask, input, -1)
     if mask.ndim != input.ndim or any(
         size not in (1, wanted) for size, wanted in zip(mask.shape, input.shape, strict=True)
     ):
@@ -68,6 +63,11 @@ def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."]:
             "without the last dimension"
         )
     return _boolean(mask)
+
+
+def select_real(values: Tensor, mask: Tensor | None) -> Tensor:
+    """``values`` with exact zeros where ``mask`` is False, whatever they hold there."""
+    return values if mask is None else values.masked_fill(~mask, 0)
 
 
 def _boolean(mask: Tensor) -> Tensor:

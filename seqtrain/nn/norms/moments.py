@@ -8,6 +8,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seqtrain.nn.norms.masks import select_real
+
 
 class Moments(NamedTuple):
     """Statistics of real positions; every reduced dimension is kept with size 1."""
@@ -29,17 +31,19 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def count_real(input: Tensor, mask: Tensor, dims: Sequence[int]) -> Tensor:
+def count_real(input: Tensor, mask: Tensor | None, dims: Sequence[int]) -> Tensor:
     """Number of real positions along ``dims``, int64, where a size of 1 in the mask stands for all.
 
     It stays of size 1 where the mask is, so it is one number for channels that share a mask.
     """
+    if mask is None:
+        mask = torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
     counted = [input.shape[d] if d in dims else mask.shape[d] for d in range(input.ndim)]
     return mask.expand(counted).sum(tuple(dims), keepdim=True)
 
 
 def masked_moments(
-    input: Float[Tensor, "..."], mask: Bool[Tensor, "..."], dims: Sequence[int]
+    input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None, dims: Sequence[int]
 ) -> Moments:
     """Count, mean and sum of squared deviations of the real positions, over ``dims``.
 
@@ -48,16 +52,15 @@ def masked_moments(
 
     Args:
         input: Features; sums are taken in float32 or wider.
-        mask: True where real; of the input's rank, every dimension equal or 1.
+        mask: True where real; of the input's rank, every dimension equal or 1. ``None`` for all.
         dims: Dimensions that the statistics are taken over.
     """
     dims = tuple(dim % input.ndim for dim in dims)
-    padding = ~mask
     n = count_real(input, mask, dims)
     divisor = n.clamp(min=1)
     wide = input.to(wide_dtype(input.dtype))
-    first = wide.masked_fill(padding, 0).sum(dims, keepdim=True) / divisor
-    centred = (wide - first).masked_fill(padding, 0)
+    first = select_real(wide, mask).sum(dims, keepdim=True) / divisor
+    centred = select_real(wide - first, mask)
     error = centred.sum(dims, keepdim=True) / divisor
     m2 = (centred * centred).sum(dims, keepdim=True) - n * error * error
     return Moments(n, first + error, m2.clamp(min=0))
@@ -66,7 +69,9 @@ def masked_moments(
 def merge_moments(parts: Moments) -> Moments:
     """One set of moments from several, stacked along a leading dimension (Chan et al. 1983)."""
     n = parts.n.sum(0)
-    mean = (parts.n * parts.mean).sum(0) / n.clamp(min=1)
+    first = (parts.n * parts.mean).sum(0) / n.clamp(min=1)
+    # Corrected like the mean of the positions: large means round by more than they differ.
+    mean = first + (parts.n * (parts.mean - first)).sum(0) / n.clamp(min=1)
     between = parts.n * (parts.mean - mean).square()
     return Moments(n, mean, (parts.m2 + between).sum(0))
 

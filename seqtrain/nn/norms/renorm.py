@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm1d
-from seqtrain.nn.norms.masks import given_or_current, placed_or_all
+from seqtrain.nn.norms.masks import given_or_current, place_mask
 from seqtrain.nn.norms.moments import masked_moments
+from seqtrain.nn.norms.rows import over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
 from seqtrain.nn.norms.standardize import other_dims, standardize
 
@@ -74,15 +75,19 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         if not self.training:
             return super().forward(input, mask)
         self._check_input_dim(input)
-        placed = placed_or_all(given_or_current(mask), input, self.channel_dim)
-        dims = other_dims(input, self.channel_dim)
+        placed = place_mask(given_or_current(mask), input, self.channel_dim)
+        return over_real_rows(self._renormalized, input, placed, self.channel_dim)
+
+    def _renormalized(self, input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
+        """``input`` renormalized by its batch, which moves the running statistics."""
+        dims = other_dims(input, channel_dim)
         running = RunningStatistics(
             self.running_mean, self.running_var, self.num_batches_tracked, self.running_weight
         )
         with torch.no_grad():
-            moments = masked_moments(input, placed, dims)
+            moments = masked_moments(input, mask, dims)
             enough = moments.n >= self.min_count
-            settled = running_standard(running, input, self.channel_dim, self.eps)
+            settled = running_standard(running, input, channel_dim, self.eps)
             batch = batch_standard(moments, enough, settled, self.eps, dims)
             r_max, d_max = self._limits()
             # Both are 1 and 0 in a channel that is normalized by the running statistics anyway.
@@ -94,7 +99,7 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
             scale, shift = self.weight * scale, self.weight * shift
         if self.bias is not None:
             shift = shift + self.bias
-        return standardize(input, placed, batch, scale, shift, self.channel_dim)
+        return standardize(input, mask, batch, scale, shift, channel_dim)
 
     def _limits(self) -> tuple[Tensor, Tensor]:
         """``r_max`` and ``d_max`` as far as they have opened by now."""

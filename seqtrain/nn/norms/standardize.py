@@ -10,6 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from seqtrain.nn.norms.masks import select_real
 from seqtrain.nn.norms.moments import sum_over_ranks
 
 
@@ -36,7 +37,7 @@ def inverse_root(variance: Tensor, eps: float) -> Tensor:
 
 def standardize(
     input: Float[Tensor, "..."],
-    mask: Bool[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
     statistics: Statistics,
     weight: Float[Tensor, "..."] | None = None,
     bias: Float[Tensor, "..."] | None = None,
@@ -49,7 +50,7 @@ def standardize(
 
     Args:
         input: Features.
-        mask: True where real; of the input's rank, every dimension equal or 1.
+        mask: True where real; of the input's rank, every dimension equal or 1. ``None`` for all.
         statistics: Constants to autograd, taken from ``input`` under ``no_grad``.
         weight: Scale: ``(C,)`` with ``channel_dim``, else broadcasting at the input's rank.
         bias: Shift, shaped like ``weight``.
@@ -74,7 +75,7 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(
         input: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
         mean: Tensor,
@@ -88,7 +89,7 @@ class _Standardize(torch.autograd.Function):
         out = (input - mean).mul_(invstd if weight is None else invstd * weight)
         if bias is not None:
             out += bias
-        return out.masked_fill_(~mask, 0).to(input.dtype)
+        return select_real(out, mask).to(input.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -100,27 +101,26 @@ class _Standardize(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad)
         input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
-        padding = ~mask
-        normal = (input - mean).mul_(invstd).masked_fill_(padding, 0)
-        grad = grad.to(normal.dtype).masked_fill(padding, 0)
+        normal = select_real((input - mean).mul_(invstd), mask)
+        grad = select_real(grad.to(normal.dtype), mask)
         shared = [d for d in ctx.dims if weight is None or weight.shape[d] == 1]
         # Everything after these two sums is small, or elementwise.
         grad_sum = grad.sum(shared, keepdim=True)
         product_sum = (grad * normal).sum(shared, keepdim=True)
         grad_weight = None if weight is None else product_sum.sum_to_size(weight.shape)
         grad_bias = None if bias is None else grad_sum.sum_to_size(bias.shape)
-        if weight is not None:
-            grad_sum, product_sum = grad_sum * weight, product_sum * weight
-            grad *= weight
+        grad_input = grad * (invstd if weight is None else invstd * weight)
         if mean_share is not None and var_share is not None:
+            if weight is not None:
+                grad_sum, product_sum = grad_sum * weight, product_sum * weight
             mean_term = grad_sum.sum(ctx.dims, keepdim=True)
             var_term = product_sum.sum(ctx.dims, keepdim=True)
             if ctx.group is not None:
                 mean_term, var_term = sum_over_ranks(mean_term, var_term, group=ctx.group)
-            grad -= normal.mul_(var_term * var_share)
-            grad -= mean_term * mean_share
-        grad_input = grad.mul_(invstd).masked_fill_(padding, 0).to(input.dtype)
-        return grad_input, None, grad_weight, grad_bias, *[None] * 6
+            grad_input -= normal.mul_(invstd * var_share * var_term)
+            grad_input -= invstd * mean_share * mean_term
+            grad_input = select_real(grad_input, mask)
+        return grad_input.to(input.dtype), None, grad_weight, grad_bias, *[None] * 6
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,18 +129,17 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
         raise RuntimeError("statistics that are synchronised over ranks have no second derivative")
     input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
     with torch.enable_grad():
-        zero = mean.new_zeros(())
-        out = torch.where(mask, input - mean, zero)
+        out = select_real(input - mean, mask)
         if mean_share is not None:
             # Both corrections have the value 0 and the derivative of the statistic by the input.
             drift = mean_share * out.sum(ctx.dims, keepdim=True)
-            out = torch.where(mask, out - (drift - drift.detach()), zero)
+            out = select_real(out - (drift - drift.detach()), mask)
             spread = var_share * (out * out).sum(ctx.dims, keepdim=True)
             spread = spread - spread.detach()
             out = out * (1 + invstd * invstd * spread).rsqrt()
         out = out * invstd
         out = out if weight is None else out * weight
-        out = out if bias is None else torch.where(mask, out + bias, zero)
+        out = out if bias is None else select_real(out + bias, mask)
         out = out.to(input.dtype)
     places = {0: input, 2: weight, 3: bias}
     wanted = {at: t for at, t in places.items() if t is not None and t.requires_grad}

@@ -1,0 +1,49 @@
+"""Where and how the norms are tested: both paths of the batch norm, every device there is."""
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from seqtrain.nn.norms import batch_functional, renorm
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+@pytest.fixture(params=["rows", "masked"])
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Gathered rows, which the CPU takes by itself, or all positions under the mask."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "masked":
+            for module in (batch_functional, renorm):
+                patch.setattr(module, "over_real_rows", lambda norm, *arguments: norm(*arguments))
+        yield request.param
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """The package imported anew without shape checks, which torch.compile cannot trace."""
+
+    def of_package() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] == "seqtrain"]
+
+    checked = {name: sys.modules.pop(name) for name in of_package()}
+    finders = sys.meta_path[:]
+    sys.meta_path[:] = [f for f in finders if not type(f).__module__.startswith("jaxtyping")]
+    torch._dynamo.reset()
+    yield
+    sys.meta_path[:] = finders
+    for name in of_package():
+        del sys.modules[name]
+    sys.modules.update(checked)
