@@ -76,13 +76,13 @@ def tokenize(
     """Write the token ids of all records as one Arrow IPC file, to be memory-mapped."""
     from json import dumps
 
-    from seqtrain.data.join import looks_like, read_records
+    from seqtrain.data.check import tokenizer_for
+    from seqtrain.data.join import read_records
     from seqtrain.data.join import tokenize as tokenize_records
     from seqtrain.data.store import SequenceDataset, write_store
-    from seqtrain.data.tokenizer import Tokenizer
 
     records, rejects = read_records(fasta)
-    tokenizer = Tokenizer.from_dict({"alphabet": alphabet or looks_like(records)})
+    tokenizer = tokenizer_for(records, alphabet)
     data = tokenize_records(records, rejects, tokenizer)
     dataset = SequenceDataset.from_lists([record.id for record in data.records], data.tokens)
     write_store(output, dataset, {"tokenizer": dumps(tokenizer.to_dict())})

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.join import join_labels, looks_like, read_records, tokenize
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import infer_task
 from seqtrain.data.splits import random_split, similarity_split, stratified_split
 from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import DataError, FastaError
+from seqtrain.errors import ConfigError, DataError, FastaError
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,18 @@ def _label_facts(values: Sequence[str], task: str) -> dict[str, Any]:
     return {f"label {name}": count for name, count in Counter(values).most_common(20)}
 
 
+def tokenizer_for(records: Sequence[Record], alphabet: str | None = None) -> Tokenizer:
+    """The tokenizer of a named alphabet, or of the one that the letters tell.
+
+    Raises:
+        ConfigError: there is no alphabet of that name.
+    """
+    name = alphabet or looks_like(records)
+    if name not in ALPHABETS:
+        raise ConfigError(f"--alphabet: expected {', '.join(ALPHABETS)}, found {name!r}.")
+    return Tokenizer(ALPHABETS[name])
+
+
 def check_files(
     fasta: Sequence[str],
     labels: Sequence[str] = (),
@@ -75,7 +88,7 @@ def check_files(
         LabelError: the label files cannot be read, or do not belong to these records.
     """
     records, rejects = read_records(list(fasta))
-    tokenizer = Tokenizer.from_dict({"alphabet": alphabet or looks_like(records)})
+    tokenizer = tokenizer_for(records, alphabet)
     usable = []
     for record in records:
         reason = tokenizer.problem(record.sequence)
@@ -131,7 +144,7 @@ def split_files(
         DataError: a stratified split without labels.
     """
     records, rejects = read_records(list(fasta))
-    tokenizer = Tokenizer.from_dict({"alphabet": looks_like(records)})
+    tokenizer = tokenizer_for(records)
     data = tokenize(records, rejects, tokenizer)
     if method == "random":
         parts = random_split(len(data.records), fractions, seed)
