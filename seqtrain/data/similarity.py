@@ -17,9 +17,9 @@ from seqtrain.data.store import SequenceDataset
 IDENTITY = 0.8
 """Share of equal residues from which two records count as similar."""
 
-# Records that share a word are paired with this many others that share it: all pairs of a rare
-# word, a linear number of a common one.
-REACH = 8
+# Records that share a word are paired with the next one that shares it, the one after, and so on,
+# until there are this many meetings: with few relatives that is every pair, with many a part.
+MAX_MEETINGS = 30_000_000
 # Fewer shared words than this are chance, however short the record.
 MIN_SHARED_WORDS = 3
 # Above this many words a part of them, chosen by hash, stands for all (FracMinHash, Irber et al.
@@ -56,11 +56,12 @@ def similar_pairs(
 ) -> SimilarPairs:
     """Pairs of records that are about ``identity`` alike or more.
 
-    Time and memory grow linearly with the residues: records that share a word stand in a fixed
-    order, in which those with the same smallest word hash (MinHash, Broder 1997) are neighbours,
-    and each is paired with its next few. Of a large family not every pair is listed, but its
-    members hang together. Equal records are always paired, and so are records too short to share
-    words after a change when taking at most one residue out of each makes them equal.
+    Records that share a word stand in a fixed order, in which those with the same smallest word
+    hash (MinHash, Broder 1997) are neighbours, and each meets those that follow. All of them, if
+    that is feasible; otherwise as many as time and memory linear in the residues allow: then not
+    every pair of a large family is listed, but its members hang together. Equal records are
+    always paired, and so are records too short to share words after a change when taking at most
+    one residue out of each makes them equal.
 
     Args:
         dataset: The records, in any one-byte code.
@@ -141,21 +142,14 @@ def _pairs_by_one_edit(dataset: SequenceDataset, identity: float, longest: int) 
 def _words(
     dataset: SequenceDataset, k: int
 ) -> tuple[UInt64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
-    """Hashes of all words of ``k`` residues, and the record of each.
-
-    Words of one repeated letter are left out: a run of unknown residues or a poly-A tail makes
-    no two records alike.
-    """
+    """Hashes of all words of ``k`` residues, and the record of each."""
     tokens, offsets = dataset.tokens, dataset.offsets
     count = max(0, len(tokens) - k + 1)
     hashes = np.zeros(count, np.uint64)
-    repeats = np.ones(count, bool)
     for step in range(k):
-        letters = tokens[step : step + count]
-        hashes = _mix(hashes + letters)
-        repeats &= letters == tokens[:count]
+        hashes = _mix(hashes + tokens[step : step + count])
     owners = np.repeat(np.arange(len(dataset)), dataset.lengths)[:count]
-    kept = (np.arange(count) + k <= offsets[owners + 1]) & ~repeats
+    kept = np.arange(count) + k <= offsets[owners + 1]
     if count > MAX_WORDS:
         kept &= hashes < np.uint64(2**64 * MAX_WORDS / count)
     return hashes[kept], owners[kept]
@@ -182,11 +176,14 @@ def _pairs_in_buckets(
     distinct = np.ones(len(hashes), bool)
     distinct[1:] = (hashes[1:] != hashes[:-1]) | (members[1:] != members[:-1])
     hashes, members = hashes[distinct], members[distinct]
-    keys = []
-    for step in range(1, REACH + 1):
-        met = np.flatnonzero(hashes[step:] == hashes[:-step])
+    met = np.arange(len(hashes))
+    keys, meetings, step = [], 0, 1
+    while len(met) and meetings < MAX_MEETINGS:
+        met = met[: np.searchsorted(met, len(hashes) - step)]
+        met = met[hashes[met] == hashes[met + step]]
         keys.append(members[met] * num_members + members[met + step])
-    pairs, shared = np.unique(np.concatenate(keys), return_counts=True)
+        meetings, step = meetings + len(met), step + 1
+    pairs, shared = np.unique(np.concatenate([np.empty(0, np.int64), *keys]), return_counts=True)
     return (
         np.array(np.divmod(pairs, max(1, num_members))),
         shared,

@@ -105,7 +105,15 @@ def test_two_edits_in_a_short_peptide_are_no_pair():
     assert found(["ACDEFGHIKL", "ACWEFGYIKL"], identity=0.8) == set()
 
 
-def test_a_large_family_hangs_together_though_not_every_pair_is_listed():
+def test_every_pair_is_listed_where_that_is_feasible():
+    rng = np.random.default_rng(3)
+    parent = random_sequence(rng, 200)
+    family = [mutated(rng, parent, 0.98) for _ in range(60)]
+    assert len(found(family, identity=0.8)) == 60 * 59 / 2
+
+
+def test_a_very_large_family_hangs_together_though_not_every_pair_is_listed(monkeypatch):
+    monkeypatch.setattr(similarity, "MAX_MEETINGS", 400_000)
     rng = np.random.default_rng(3)
     parent = random_sequence(rng, 400)
     family = [mutated(rng, parent, 0.95) for _ in range(300)]
@@ -114,7 +122,16 @@ def test_a_large_family_hangs_together_though_not_every_pair_is_listed():
     labels = cluster(350, pairs)
     assert len(set(labels[:300])) == 1
     assert len(set(labels)) == 51
-    assert len(pairs.first) < 300 * 299 / 4
+    assert len(pairs.first) < 300 * 299 / 8
+
+
+def test_near_copies_stand_together_where_every_word_is_common(monkeypatch):
+    monkeypatch.setattr(similarity, "MAX_MEETINGS", 1)
+    rng = np.random.default_rng(4)
+    originals = [random_sequence(rng, 300) for _ in range(300)]
+    copies = [original[:150] + "W" + original[151:] for original in originals[:40]]
+    pairs = found(originals + copies, identity=0.8, kmer=3)
+    assert len(pairs & {(i, 300 + i) for i in range(40)}) >= 35
 
 
 def test_runs_of_one_letter_make_no_records_similar():
@@ -125,10 +142,21 @@ def test_runs_of_one_letter_make_no_records_similar():
 
 
 def test_words_never_reach_over_the_border_of_two_records():
-    sequence = random_sequence(np.random.default_rng(1), 40)
-    halves = [sequence[:20], sequence[20:]]
-    assert found([sequence, *halves], identity=0.8) == {(0, 1), (0, 2)}
-    assert found([*halves, random_sequence(np.random.default_rng(2), 40)]) == set()
+    rng = np.random.default_rng(1)
+    middle, left, right = (random_sequence(rng, n) for n in (12, 30, 30))
+    assert found([left + middle, right]) == set()
+    assert found([left + middle[:6], middle[6:] + right, middle]) == set()
+    assert found([left + middle, right, middle]) == {(0, 2)}
+
+
+def test_one_or_two_common_words_are_chance_even_in_short_records():
+    for short, pairs in [("ACDEFG", set()), ("ACDEFGH", set()), ("ACDEFGHI", {(0, 1)})]:
+        assert found([short, f"WWHH{short[:-1]}WYVW"], identity=0.8, kmer=5) == pairs
+
+
+def test_a_pair_found_by_words_and_by_an_edit_is_listed_once_with_the_higher_identity():
+    pairs = similar_pairs(as_dataset(["ACDEFGHIKLMN", "ACDEFGHIKLMW"]), identity=0.8, kmer=5)
+    assert pairs.identity == pytest.approx([(7 / 8) ** (1 / 5)])
 
 
 def test_sampled_words_still_find_relatives_in_long_records(monkeypatch):
@@ -137,6 +165,8 @@ def test_sampled_words_still_find_relatives_in_long_records(monkeypatch):
     records = parents + [mutated(rng, parent, 0.95) for parent in parents]
     monkeypatch.setattr(similarity, "MAX_WORDS", 4000)
     assert found(records, identity=0.8) == {(i, 10 + i) for i in range(10)}
+    monkeypatch.setattr(similarity, "MAX_WORDS", 10)
+    assert found(records, identity=0.8) == set()
 
 
 def test_word_length_follows_the_alphabet_and_grows_with_the_data():
