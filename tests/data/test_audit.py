@@ -54,7 +54,7 @@ def test_leaks_name_the_nearest_record_of_an_earlier_split_nearest_first():
         "train": as_dataset({"t0": originals[0], "t1": originals[1], "t0far": far}),
         "valid": as_dataset({"v": originals[2]}),
         "test": as_dataset(
-            {"far": far[:-1], "equal": originals[2], "close": close, "x": originals[5]}
+            {"x": originals[5], "close": close, "far": far[:-1], "equal": originals[2]}
         ),
     }
     leaks = find_leaks(splits, identity=0.8)

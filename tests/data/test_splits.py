@@ -18,7 +18,9 @@ from seqtrain.data.splits import (
 )
 from seqtrain.errors import ConfigError, DataError
 
-fractions = st.sampled_from([(0.8, 0.1, 0.1), (0.7, 0.3, 0.0), (0.5, 0.25, 0.25), (1.0, 0.0, 0.0)])
+fractions = st.sampled_from(
+    [(0.8, 0.1, 0.1), (0.7, 0.3, 0.0), (0.5, 0.25, 0.25), (0.2, 0.4, 0.4), (1.0, 0.0, 0.0)]
+)
 seeds = st.integers(0, 2**32)
 
 
@@ -61,6 +63,14 @@ def test_many_tiny_classes_still_add_up_to_the_fractions():
     labels = [f"family {i // 3}" for i in range(3000)]
     parts = stratified_split(labels, (0.8, 0.1, 0.1), seed=4)
     assert sizes(parts) == pytest.approx([2400, 300, 300], abs=3)
+
+
+def test_classes_of_one_record_cost_the_others_nothing():
+    labels = [f"{i:03} pair" for i in range(200) for _ in range(2)]
+    labels += [f"{i:03} single" for i in range(200)]
+    parts = stratified_split(labels, (0.8, 0.1, 0.1), seed=0)
+    assert sizes(parts[:400]) == pytest.approx([320, 40, 40], abs=2)
+    assert set(parts[400:]) == {"train"}
 
 
 def test_a_class_of_one_record_goes_to_train():
