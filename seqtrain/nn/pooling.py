@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqtrain.masking import masked_max, masked_mean, masked_softmax
+from seqtrain.masking import masked_max, masked_mean, masked_softmax, zero_padding
 
 
 class MeanPooling(nn.Module):
@@ -56,5 +56,6 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B C"]:
         """One vector per sequence."""
+        x = zero_padding(x, mask)
         weights = masked_softmax(self.score(x).squeeze(-1), mask)
         return torch.einsum("bl,blc->bc", weights.to(x.dtype), x)
