@@ -65,6 +65,12 @@ def test_many_tiny_classes_still_add_up_to_the_fractions():
     assert sizes(parts) == pytest.approx([2400, 300, 300], abs=3)
 
 
+def test_pairs_keep_a_record_in_train_however_small_its_share():
+    parts = stratified_split([f"{i // 2:03}" for i in range(100)], (0.2, 0.4, 0.4), seed=0)
+    assert sizes(parts)[0] == 50
+    assert all("train" in parts[i : i + 2] for i in range(0, 100, 2))
+
+
 def test_classes_of_one_record_cost_the_others_nothing():
     labels = [f"{i:03} pair" for i in range(200) for _ in range(2)]
     labels += [f"{i:03} single" for i in range(200)]
