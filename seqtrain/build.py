@@ -83,11 +83,11 @@ def build_pooling(name: str, embed_dim: int) -> nn.Module:
 def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> SequenceModel:
     """The whole model. Weights come from torch's global generator: seed it first."""
     encoder = build_encoder(config.encoder, config.norm, tokenizer.vocab_size)
-    dropout = config.task.head_dropout
     if codec.task == "residue_classification":
-        return SequenceModel(
-            encoder, None, ClassHead(encoder.embed_dim, codec.num_outputs, dropout)
-        )
+        # Its dropout would draw per position, and so depend on the padding; the encoder's does not.
+        head = ClassHead(encoder.embed_dim, codec.num_outputs, dropout=0.0)
+        return SequenceModel(encoder, None, head)
+    dropout = config.task.head_dropout
     assert config.task.pooling is not None, "the pooling is chosen before anything is built"
     pooling = build_pooling(config.task.pooling, encoder.embed_dim)
     in_dim: int = pooling.out_dim  # type: ignore[assignment]  # nn.Module types attributes as Tensor | Module
@@ -99,8 +99,8 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> S
                 encoder, pooling, MultilabelHead(in_dim, codec.num_outputs, dropout)
             )
         case "regression":
-            head = RegressionHead(in_dim, dropout, codec.mean, codec.std)
-            return SequenceModel(encoder, pooling, head)
+            regression = RegressionHead(in_dim, dropout, codec.mean, codec.std)
+            return SequenceModel(encoder, pooling, regression)
     raise ValueError(f"no head for the task {codec.task!r}")
 
 

@@ -7,6 +7,7 @@ Nothing after :func:`load_config` sees a ``DictConfig``.
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,13 @@ def _one_of(value: str | None, name: str, choices: Sequence[str]) -> None:
 
 
 def _at_least(value: float | None, name: str, low: float) -> None:
-    if value is not None and not value >= low:
+    if value is not None and not low <= value < math.inf:
         raise ConfigError(f"{name}: expected {low} or more, found {value}.")
+
+
+def _above_zero(value: float | None, name: str) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{name}: expected a number above 0, found {value}.")
 
 
 def _fraction(value: float, name: str) -> None:
@@ -41,7 +47,8 @@ TASKS = (
 )
 NORMS = ("masked_batch", "batch", "leaky_batch", "layer", "none")
 POOLINGS = ("mean", "max", "mean_max", "attention")
-BATCHINGS = ("random", "bucketed")
+BATCHINGS = ("packed", "bucketed", "random")
+HEAD_DROPOUT = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -83,6 +90,9 @@ class DataConfig:
         _at_least(self.max_length, "data.max_length", 1)
         _fraction(self.valid_fraction, "data.valid_fraction")
         _fraction(self.test_fraction, "data.test_fraction")
+        _fraction(
+            self.valid_fraction + self.test_fraction, "data.valid_fraction + data.test_fraction"
+        )
 
 
 @dataclass
@@ -113,10 +123,11 @@ class TokenizerConfig:
 class BatchingConfig:
     """How records are put together into batches."""
 
-    kind: str = "bucketed"
-    """``bucketed`` (similar lengths together) or ``random``."""
+    kind: str = "packed"
+    """``packed`` (chance decides who meets whom, no padding), ``bucketed`` (similar lengths
+    together, little padding) or ``random`` (chance, padded to the longest)."""
     max_tokens: int | None = None
-    """Largest batch, in positions with padding counted; none: chosen from the lengths."""
+    """Largest batch, in positions, padding counted; none: chosen from the lengths."""
     max_sequences: int | None = None
     """Largest batch, in records; none: no limit beside ``max_tokens``."""
 
@@ -139,6 +150,9 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         _one_of(self.name, "norm.name", NORMS)
+        _above_zero(self.eps, "norm.eps")
+        if not 0 < self.momentum <= 1:
+            raise ConfigError(f"norm.momentum: expected a number in (0, 1], found {self.momentum}.")
 
 
 @dataclass
@@ -195,6 +209,7 @@ class TransformerConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least(self.num_heads, "encoder.num_heads", 1)
+        _above_zero(self.ffn_ratio, "encoder.ffn_ratio")
         if self.embed_dim is not None and self.embed_dim % (2 * self.num_heads):
             raise ConfigError(
                 f"encoder.embed_dim: expected a multiple of 2 * num_heads = {2 * self.num_heads} "
@@ -214,7 +229,7 @@ class TaskConfig:
     from the labels."""
     pooling: str | None = None
     """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``; unused by residues."""
-    head_dropout: float = 0.1
+    head_dropout: float = HEAD_DROPOUT
     """Share of pooled channels dropped before the last layer while training."""
     label_smoothing: float = 0.0
     """Share of each target spread over the other classes; classification tasks only."""
@@ -245,6 +260,7 @@ class TaskConfig:
             "class_weights": self.class_weights != "none" and not is_classes,
             "loss": self.loss != "mse" and name != "regression",
             "pooling": self.pooling is not None and name == "residue_classification",
+            "head_dropout": self.head_dropout != HEAD_DROPOUT and name == "residue_classification",
         }
         for key, is_ignored in unread.items():
             if is_ignored:
@@ -272,8 +288,7 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"optim.lr: expected a number above 0, found {self.lr}.")
+        _above_zero(self.lr, "optim.lr")
         _at_least(self.weight_decay, "optim.weight_decay", 0)
         _at_least(self.clip_norm, "optim.clip_norm", 0)
         _fraction(self.beta1, "optim.beta1")
@@ -312,6 +327,7 @@ class TrainerConfig:
         _at_least(self.accumulate, "trainer.accumulate", 1)
         _at_least(self.num_threads, "trainer.num_threads", 0)
         _at_least(self.seed, "trainer.seed", 0)
+        _at_least(self.checkpoint_minutes, "trainer.checkpoint_minutes", 0)
         _one_of(self.precision, "trainer.precision", PRECISIONS)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ConfigError(
@@ -366,6 +382,7 @@ def load_config(
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     _register_schema()
     folders = [Path(config_dir)] if config_dir else []
@@ -373,17 +390,20 @@ def load_config(
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")
     folders.append(package_dir("conf"))
     primary, extra = _resolve_name(name, folders)
-    search_path = create_config_search_path(str(folders[0].resolve()))
-    for folder in folders[1:]:
-        search_path.append("seqtrain", str(folder.resolve()))
+    for override in overrides:
+        if re.match(r"[+~]*hydra[./]", override):
+            raise ConfigError(f"{override}: seqtrain has no settings of Hydra's own. Leave it out.")
+    search_path = create_config_search_path(str(folders[-1].resolve()))
+    if config_dir:
+        search_path.prepend("user", str(folders[0].resolve()))
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("seqtrain", search_path)
         composed = compose(primary, [*extra, *overrides])
         for key, value in (values or {}).items():
-            OmegaConf.update(composed, key, value)
+            OmegaConf.update(composed, key, _literal(value))
         config = _to_dataclasses(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(_explain(error, folders)) from error
     finally:
         GlobalHydra.instance().clear()
@@ -397,9 +417,10 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def config_to_yaml(config: RunConfig) -> str:
     """The settings as YAML that :func:`read_run_config` reads back."""
-    from omegaconf import OmegaConf
+    import yaml
 
-    return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(config)))
+    text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -408,14 +429,27 @@ def read_run_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file is no YAML, or holds a setting that this version does not know.
     """
+    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     try:
-        return _to_dataclasses(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _to_dataclasses(OmegaConf.create(_literal(saved)))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
         raise ConfigError(f"{path}: not the settings of a seqtrain run: {error}") from error
+
+
+def _literal(value: Any) -> Any:
+    """``value`` with every text to be taken as it stands: a file may be called ``${x}.fasta``."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        case list():
+            return [_literal(item) for item in value]
+        case dict():
+            return {key: _literal(item) for key, item in value.items()}
+    return value
 
 
 def _to_dataclasses(composed: Any) -> RunConfig:
@@ -423,7 +457,11 @@ def _to_dataclasses(composed: Any) -> RunConfig:
     from omegaconf import OmegaConf
 
     plain = OmegaConf.create(OmegaConf.to_container(composed))
-    name = OmegaConf.select(plain, "encoder.name")
+    name = OmegaConf.select(plain, "encoder.name") if OmegaConf.is_dict(plain) else None
+    if name is None:
+        raise ConfigError(
+            "no encoder is chosen. A config of your own begins with `defaults: [config, _self_]`."
+        )
     _one_of(str(name), "encoder", list(ENCODERS))
     schema = OmegaConf.structured(RunConfig(encoder=ENCODERS[name]()))
     config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
@@ -497,8 +535,10 @@ def _explain(error: Exception, folders: Sequence[Path]) -> str:
         nearest = difflib.get_close_matches(group.group(2), names, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         return f"{group.group(1)}={group.group(2)}: there are {', '.join(names)}.{hint}"
-    said = (str(e).split("\n    full_key")[0].strip().replace("\n", " ") for e in (error, cause))
-    return ": ".join(dict.fromkeys(said))
+    said = [str(e).split("\n    full_key")[0] for e in (error, cause)]
+    override = getattr(error, "override", None) or ""
+    where = [] if override in said[0] else [override]
+    return ": ".join(dict.fromkeys(" ".join(text.split()) for text in [*where, *said]))
 
 
 def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:

@@ -22,8 +22,15 @@ def lengths_to_mask(
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def zero_padding(x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L C"]:
-    """``x`` with exact zeros at padding, in the dtype of ``x``; the gradient there is 0."""
+def zero_padding(
+    x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"] | None
+) -> Float[Tensor, "B L C"]:
+    """``x`` with exact zeros at padding, in the dtype of ``x``; the gradient there is 0.
+
+    Without a mask every position is real.
+    """
+    if mask is None:
+        return x
     return torch.where(mask[..., None], x, x.new_zeros(()))
 
 

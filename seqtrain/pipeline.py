@@ -264,7 +264,12 @@ def evaluate_run(
     assert budget is not None
     precision = choose_precision(loaded.config.trainer.precision, device)
     outputs = predict_outputs(
-        loaded.model, dataset, objective, max_tokens=budget, precision=precision
+        loaded.model,
+        dataset,
+        objective,
+        max_tokens=budget,
+        precision=precision,
+        packed=loaded.config.batching.kind == "packed",
     )
     losses = _regression_losses(loaded, dataset, outputs) if task == "regression" else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
@@ -276,8 +281,11 @@ def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Out
     assert dataset.targets is not None
     error = torch.from_numpy((outputs.values - dataset.targets) / loaded.codec.std).double()
     zero = torch.zeros_like(error)
-    function = {"mse": torch.nn.functional.mse_loss, "huber": torch.nn.functional.huber_loss}
-    return function[loaded.config.task.loss](error, zero, reduction="none").numpy()
+    if loaded.config.task.loss == "huber":
+        losses = torch.nn.functional.huber_loss(error, zero, reduction="none")
+    else:
+        losses = torch.nn.functional.mse_loss(error, zero, reduction="none")
+    return np.asarray(losses)
 
 
 def write_outputs(

@@ -7,7 +7,7 @@ This module imports torch, for :class:`Batch`; the plan itself is numpy only.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from seqtrain.data.labels import IGNORE
 from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import PAD
 
-PLANS = ("random", "bucketed")
+PLANS = ("random", "bucketed", "packed")
 
 # A sorting window holds this many batches, and an epoch at least this many windows: wide windows
 # pad less, more windows leave more to chance. Padding falls as one over the window's width.
@@ -45,6 +45,9 @@ def plan_batches(
     whatever the number of ranks, except in the few batches that are halved to come out even.
     With fewer records than ranks some batches are empty.
 
+    ``packed`` takes records in random order too, for batches that hold no padding: the budget
+    counts residues.
+
     ``bucketed`` shuffles all records, sorts them by length inside windows of many batches, cuts,
     and shuffles the batches: padding stays low while who meets whom stays random. Every second
     window is sorted downwards, so that no batch joins the longest of one window with the shortest
@@ -53,15 +56,15 @@ def plan_batches(
 
     Args:
         lengths: Residues of each record.
-        kind: ``random`` or ``bucketed``.
-        max_tokens: Padded positions a batch may hold: its records times its longest. A record
-            longer than that is a batch of its own.
+        kind: ``random``, ``bucketed`` or ``packed``.
+        max_tokens: Positions a batch may hold: its records times its longest, or when packed its
+            residues. A record longer than that is a batch of its own.
         max_sequences: Records a batch may hold, if that is to be bounded too.
         seed: Together with ``epoch``, decides the order.
         epoch: Each one has another order.
         rank: Which share to return.
         world_size: Number of shares.
-        shuffle: False keeps file order (``random``) or sorts everything by length (``bucketed``).
+        shuffle: False keeps file order, or sorts everything by length (``bucketed``).
 
     Raises:
         ValueError: ``kind`` is unknown, or a budget or rank is out of range.
@@ -77,7 +80,7 @@ def plan_batches(
     if kind == "bucketed":
         window = _window_size(lengths, max_tokens, max_sequences) if shuffle else len(lengths)
         order = _sort_within_windows(order, lengths, window)
-    cuts = _cut(lengths[order], max_tokens, max_sequences)
+    cuts = _cut(lengths[order], max_tokens, max_sequences, padded=kind != "packed")
     cuts = _split_until_even(cuts, world_size)
     turns = rng.permutation(len(cuts) - 1) if shuffle else np.arange(len(cuts) - 1)
     return [order[cuts[i] : cuts[i + 1]] for i in turns[rank::world_size].tolist()]
@@ -103,20 +106,22 @@ def _sort_within_windows(
 
 
 def _cut(
-    lengths: Int64[np.ndarray, " N"], max_tokens: int, max_sequences: int | None
+    lengths: Int64[np.ndarray, " N"], max_tokens: int, max_sequences: int | None, *, padded: bool
 ) -> Int64[np.ndarray, " _"]:
     """Where batches begin when records are taken in turn until a budget is full, and the end.
 
     The longest so far makes this a chain, so it is one plain loop: 0.2 s for a million records.
     """
     most = len(lengths) if max_sequences is None else max_sequences
-    cuts, begin, longest = [0], 0, 0
+    cuts, begin, longest, residues = [0], 0, 0, 0
     for i, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
+        residues += length
         size = i + 1 - begin
-        if size > 1 and (size * longest > max_tokens or size > most):
+        positions = size * longest if padded else residues
+        if size > 1 and (positions > max_tokens or size > most):
             cuts.append(i)
-            begin, longest = i, length
+            begin, longest, residues = i, length, length
     if len(lengths):
         cuts.append(len(lengths))
     return np.array(cuts, dtype=np.int64)
@@ -145,31 +150,32 @@ def padding_share(
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Right-padded records."""
+    """Records as one tensor: right-padded, one a row, or packed end to end in a single row.
+
+    ``lengths`` and ``index`` stay on the host when the batch travels, so that reading them never
+    waits for a GPU.
+    """
 
     tokens: Int64[Tensor, "B L"]
-    """Token ids, ``PAD`` behind the end of a record."""
+    """Token ids, ``PAD`` behind the end of a record; ``(1, R)`` when packed."""
     mask: Bool[Tensor, "B L"]
-    """True where a residue is real."""
+    """True where a residue is real: everywhere when packed."""
     targets: Tensor | None
-    """``(B,)``, ``(B, K)``, or ``(B, L)`` per residue with ``IGNORE`` (int64) or NaN (float32) in
-    the padding; nothing without labels."""
-    index: Int64[Tensor, " B"]
+    """``(S,)``, ``(S, K)``, or along ``tokens`` for residues, with ``IGNORE`` (int64) or NaN
+    (float32) in the padding; nothing without labels."""
+    index: Int64[Tensor, " S"]
     """Positions of the records in their dataset."""
-    num_residues: int = field(default=-1)
-    """Real residues; counted before the batch travels, so that reading it never waits for a GPU."""
-
-    def __post_init__(self) -> None:
-        if self.num_residues < 0:
-            object.__setattr__(self, "num_residues", int(self.mask.sum()))
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
+    lengths: Int64[Tensor, " S"]
+    """Residues of each record."""
+    packed: bool = False
 
     @property
-    def lengths(self) -> Int64[Tensor, " B"]:
-        """Residues of each record."""
-        return self.mask.sum(dim=1)
+    def num_residues(self) -> int:
+        """Real residues."""
+        return int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     @property
     def padding_share(self) -> float:
@@ -191,7 +197,6 @@ class Batch:
             tokens=move(self.tokens),
             mask=move(self.mask),
             targets=None if self.targets is None else move(self.targets),
-            index=move(self.index),
         )
 
 
@@ -200,13 +205,22 @@ def collate(
     index: Int[np.ndarray, " B"],
     *,
     pad_to: int | None = None,
+    packed: bool = False,
 ) -> Batch:
-    """The records at ``index``, padded to the longest of them, or to ``pad_to`` if that is given.
+    """The records at ``index`` as one batch.
+
+    Args:
+        dataset: Where they are.
+        index: Which.
+        pad_to: Width of the padded form; the longest of them if not given.
+        packed: End to end instead, the longest first, so that neighbours are of similar length.
 
     Raises:
         ValueError: ``pad_to`` is shorter than a record.
     """
     chosen = index.astype(np.int64)
+    if packed:
+        return _pack(dataset, chosen[np.argsort(-dataset.lengths[chosen], kind="stable")])
     lengths = dataset.offsets[chosen + 1] - dataset.offsets[chosen]
     longest = int(lengths.max(initial=0))
     width = longest if pad_to is None else pad_to
@@ -229,5 +243,22 @@ def collate(
         mask=torch.from_numpy(mask),
         targets=None if targets is None else torch.from_numpy(targets),
         index=torch.from_numpy(chosen),
-        num_residues=len(where),
+        lengths=torch.from_numpy(lengths),
+    )
+
+
+def _pack(dataset: SequenceDataset, chosen: Int64[np.ndarray, " B"]) -> Batch:
+    where = dataset.positions(chosen)
+    tokens = torch.from_numpy(dataset.tokens[where].astype(np.int64))[None]
+    targets = None
+    if dataset.targets is not None:
+        targets = torch.from_numpy(dataset.targets[where if dataset.per_residue else chosen])
+        targets = targets[None] if dataset.per_residue else targets
+    return Batch(
+        tokens=tokens,
+        mask=torch.ones_like(tokens, dtype=torch.bool),
+        targets=targets,
+        index=torch.from_numpy(chosen),
+        lengths=torch.from_numpy(dataset.lengths[chosen]),
+        packed=True,
     )

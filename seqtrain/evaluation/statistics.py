@@ -95,10 +95,10 @@ def paired_bootstrap(
     """Arm b minus arm a in every metric, averaged over seeds, with its bootstrap interval.
 
     Both arms are scored on the same draws of records (or clusters). With one training seed per
-    arm the interval speaks of these two trained models; with S > 1, of the two ways of training:
-    what seeds vary beyond what resampled records explain is added to each draw as a t variate
-    with S - 1 degrees of freedom. (Resampling the seeds too would count the same noise thrice:
-    Owen 2007, doi:10.1214/07-AOAS122.)
+    arm the interval speaks of these two trained models. With S > 1 it speaks of the two ways of
+    training: draws keep the spread that all seeds share, and the spread between seeds is added
+    as a t variate with S - 1 degrees of freedom. (Resampling the seeds as well would count the
+    same noise thrice: Owen 2007, doi:10.1214/07-AOAS122.) With two seeds it is very wide.
 
     Args:
         task: What the arrays hold, see the module.
@@ -111,7 +111,7 @@ def paired_bootstrap(
         seed: Of the draws.
 
     Raises:
-        ValueError: The arms have different numbers of seeds or records, or no seeds.
+        ValueError: The arms have different numbers of seeds, or none.
     """
     _check_paired(outputs_a, outputs_b)
     num_seeds, num_records = len(outputs_a), len(outputs_a[0])
@@ -120,17 +120,15 @@ def paired_bootstrap(
     counts = _Units(groups, num_records).resampled(num_draws, np.random.default_rng(seed))
     draws = _over_draws(arms, counts)
     rng = np.random.default_rng([seed, 1])
-    differences = {}
-    for name, value in values.items():
-        observed = (value[num_seeds:] - value[:num_seeds])[:, 0]
-        drawn = draws[name][num_seeds:] - draws[name][:num_seeds]
-        drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
-        seed_error = _seed_error(observed, drawn)
-        spread = seed_error * rng.standard_t(max(1, num_seeds - 1), size=drawn.shape[1])
-        interval = _interval(observed.mean(), drawn.mean(axis=0) + spread, level)
-        error = np.hypot(_standard_error(drawn.mean(axis=0)), seed_error)
-        differences[name] = Difference(*interval, float(error))
-    return differences
+    return {
+        name: _difference(
+            (value[num_seeds:] - value[:num_seeds])[:, 0],
+            draws[name][num_seeds:] - draws[name][:num_seeds],
+            level,
+            rng,
+        )
+        for name, value in values.items()
+    }
 
 
 def paired_permutation_test(
@@ -214,9 +212,6 @@ def _check_paired(outputs_a: Sequence[np.ndarray], outputs_b: Sequence[np.ndarra
         raise ValueError(
             f"arms are paired by seed, received {len(outputs_a)} and {len(outputs_b)} seeds"
         )
-    num_records = sorted({len(outputs) for outputs in (*outputs_a, *outputs_b)})
-    if len(num_records) > 1:
-        raise ValueError(f"arms are paired by record, received {num_records} records")
 
 
 class _Units:
@@ -275,30 +270,40 @@ def _over_draws(
 
 def _interval(value: float, draws: PerDraw, level: float) -> Interval:
     defined = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(defined):
+    if not len(defined):
         return Interval(float(value), np.nan, np.nan)
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
 
 
-def _standard_error(draws: PerDraw) -> float:
-    defined = draws[~np.isnan(draws)]
-    return float(defined.std(ddof=1)) if len(defined) > 1 else np.nan
+def _difference(
+    observed: Float[np.ndarray, " S"],
+    drawn: Float[np.ndarray, "S D"],
+    level: float,
+    rng: np.random.Generator,
+) -> Difference:
+    """Mean over seeds of observed differences, with the errors of records and of seeds.
 
-
-def _seed_error(observed: Float[np.ndarray, " S"], drawn: Float[np.ndarray, "S D"]) -> float:
-    """Standard error of the mean over seeds that comes from the seeds themselves, 0 for one seed.
-
-    The spread between seeds holds each seed's own share of the record noise, which is how much
-    more its draws vary than they vary together with another seed's; that is taken off.
+    The spread of the observed values holds a seed's own luck and its own share of the record
+    noise. What is left to the records is how far the draws of two seeds vary together.
     """
+    mean = float(observed.mean())
+    drawn = drawn[:, ~np.isnan(drawn).any(axis=0)]
     num_seeds, num_draws = drawn.shape
-    if num_seeds == 1 or num_draws < 2:
-        return 0.0
+    if num_draws < 2:
+        return Difference(mean, np.nan, np.nan, np.nan)
+    averaged = drawn.mean(axis=0)
+    error = averaged.std(ddof=1)
+    if num_seeds == 1:
+        return Difference(*_interval(mean, averaged, level), float(error))
     covariance = np.cov(drawn)
     shared = (covariance.sum() - np.trace(covariance)) / (num_seeds * (num_seeds - 1))
-    own = np.trace(covariance) / num_seeds - shared
-    return float(np.sqrt(max(0.0, observed.var(ddof=1) - own) / num_seeds))
+    record_error = np.sqrt(max(0.0, shared))
+    seed_error = observed.std(ddof=1) / np.sqrt(num_seeds)
+    of_records = (averaged - mean) * record_error / max(error, np.finfo(np.float64).tiny)
+    of_seeds = seed_error * rng.standard_t(num_seeds - 1, size=num_draws)
+    interval = _interval(mean, mean + of_records + of_seeds, level)
+    return Difference(*interval, float(np.hypot(record_error, seed_error)))
 
 
 def _p_value(differences: PerDraw) -> float:

@@ -1,17 +1,19 @@
 """The repeated parts of the encoders. Hidden states are ``(B, L, C)``, contiguous.
 
+A packed batch is ``(1, R, C)``; the layout says which form it is.
+
 A norm is called as ``norm(x, mask)`` and decides what it leaves at padded positions: every one
 but the leaky batch norm leaves exact zeros.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqtrain.nn.layout import Layout
+from seqtrain.nn.layout import Grid, Layout
 
 NormFactory = Callable[[int], nn.Module]
 """Makes the norm of so many channels."""
@@ -27,8 +29,15 @@ class ChannelsLastConv1d(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, dilation: int = 1):
         super().__init__(in_channels, out_channels, kernel_size, padding="same", dilation=dilation)
 
-    def forward(self, input: Float[Tensor, "B L C"]) -> Float[Tensor, "B L D"]:
-        """Convolved states, as long as the input."""
+    def forward(
+        self, input: Float[Tensor, "B L C"], grids: Sequence[Grid] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        """Convolved states, as long as the input; ``grids`` are those of a packed input."""
+        if grids is None:
+            return self._convolve(input)
+        return torch.cat([grid.unpad(self._convolve(grid.pad(input))) for grid in grids], dim=1)
+
+    def _convolve(self, input: Tensor) -> Tensor:
         reach = (self.kernel_size[0] - 1) // 2 * self.dilation[0]
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         image = input.transpose(1, 2).unsqueeze(2)
@@ -50,12 +59,13 @@ class ChannelDropout(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+    def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """``x`` with dropped channels at zero and the others scaled up to keep the mean."""
         if not self.training or self.p == 0:
             return x
-        kept = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
-        return x * kept.div_(1 - self.p)
+        num_sequences = len(x) if layout.grids is None else sum(len(g.mask) for g in layout.grids)
+        kept = x.new_empty(num_sequences, x.shape[2]).bernoulli_(1 - self.p).div_(1 - self.p)
+        return x * (kept[:, None] if layout.sequences is None else kept[layout.sequences])
 
 
 class ConvBlock(nn.Module):
@@ -75,7 +85,9 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """The states after this block."""
-        update: Tensor = self.dropout(F.relu(self.norm(self.conv(x), layout.mask)))
+        update: Tensor = self.dropout(
+            F.relu(self.norm(self.conv(x, layout.grids), layout.mask)), layout
+        )
         return x + update
 
 
@@ -126,17 +138,37 @@ class SelfAttention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         angles = self.rotary.angles(layout.positions)
         q, k = self.rotary.turn(q, angles), self.rotary.turn(k, angles)
-        attend = _attend_masked if layout.spans is None else _attend_each
-        gathered = attend(q, k, v, layout)
+        gathered = _attend(q, k, v, layout)
         out: Tensor = self.out_proj(gathered.transpose(1, 2).reshape(B, L, C))
         return out
 
 
-def _attend_masked(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    if layout.spans is not None:
+        return _attend_each(q, k, v, layout)
+    if layout.grids is None:
+        assert layout.mask is not None, "a padded batch has a mask"
+        return _attend_masked(q, k, v, layout.mask)
+    return torch.cat([_attend_in(grid, q, k, v) for grid in layout.grids], dim=2)
+
+
+def _attend_in(grid: Grid, *heads: Tensor) -> Tensor:
+    """The sequences of one grid of a packed batch: ``(1, H, R, D)`` in, theirs alone out."""
+    num_heads = heads[0].shape[1]
+
+    def opened(x: Tensor) -> Tensor:
+        rows = grid.pad(x.transpose(1, 2).flatten(2))
+        return rows.view(*rows.shape[:2], num_heads, -1).transpose(1, 2)
+
+    q, k, v = map(opened, heads)
+    gathered = grid.unpad(_attend_masked(q, k, v, grid.mask).transpose(1, 2).flatten(2))
+    return gathered.view(*gathered.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """All sequences at once; padded keys are masked out."""
     # nn.MultiheadAttention's key_padding_mask means the opposite; this one is True = attend.
-    mask = layout.mask[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
 
 
 def _attend_each(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -166,6 +198,6 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """The states after this block."""
-        x = x + self.dropout(self.attention(self.attention_norm(x, layout.mask), layout))
-        update: Tensor = self.dropout(self.ffn(self.ffn_norm(x, layout.mask)))
+        x = x + self.dropout(self.attention(self.attention_norm(x, layout.mask), layout), layout)
+        update: Tensor = self.dropout(self.ffn(self.ffn_norm(x, layout.mask)), layout)
         return x + update

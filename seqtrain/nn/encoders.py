@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
         """Hidden states of real residues, exact zeros at padding."""
-        x = self.dropout(zero_padding(self.embedding(tokens), layout.mask))
+        x = self.dropout(zero_padding(self.embedding(tokens), layout.mask), layout)
         for block in self.blocks:
             x = block(x, layout)
         return zero_padding(x, layout.mask)

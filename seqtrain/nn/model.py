@@ -1,13 +1,14 @@
 """An encoder, a pooling and a head. Tensors in, tensors out."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqtrain.nn.layout import padded_layout
+from seqtrain.nn.layout import Layout, packed_layout, padded_layout
 
 
 class SequenceModel(nn.Module):
-    """Predicts from right-padded tokens; what lies in the padding never matters.
+    """Predicts from padded or packed tokens; what lies in the padding never matters.
 
     Args:
         encoder: ``(tokens, layout) -> (B, L, C)``.
@@ -22,19 +23,29 @@ class SequenceModel(nn.Module):
         self.head = head
 
     def forward(
-        self, tokens: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B ..."]:
-        """Logits: ``(B, K)``, ``(B,)`` for a regression, ``(B, L, K)`` for residue tasks."""
-        layout = padded_layout(lengths, tokens.shape[1])
+        self, tokens: Int[Tensor, "B L"], lengths: Int[Tensor, " S"], packed: bool = False
+    ) -> Float[Tensor, "..."]:
+        """Logits: ``(S, K)``, ``(S,)`` for a regression, ``(B, L, K)`` for residue tasks.
+
+        Args:
+            tokens: One sequence a row, padded behind; packed: one row, all sequences end to end.
+            lengths: Residues of each sequence. Left on the host, nothing waits for a GPU.
+            packed: Which form it is.
+        """
+        layout = _layout(tokens, lengths, packed)
         hidden = self.encoder(tokens, layout)
-        logits: Tensor = self.head(
-            hidden if self.pooling is None else self.pooling(hidden, layout.mask)
-        )
+        logits: Tensor = self.head(hidden if self.pooling is None else self._pool(hidden, layout))
         return logits
 
-    def embed(
-        self, tokens: Int[Tensor, "B L"], lengths: Int[Tensor, " B"]
-    ) -> Float[Tensor, "B L C"]:
-        """Hidden states of the last block, exact zeros at padding."""
-        hidden: Tensor = self.encoder(tokens, padded_layout(lengths, tokens.shape[1]))
-        return hidden
+    def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
+        assert self.pooling is not None
+        if layout.grids is None:
+            pooled: Tensor = self.pooling(hidden, layout.mask)
+            return pooled
+        return torch.cat([self.pooling(grid.pad(hidden), grid.mask) for grid in layout.grids])
+
+
+def _layout(tokens: Tensor, lengths: Tensor, packed: bool) -> Layout:
+    if packed:
+        return packed_layout(lengths, tokens.device)
+    return padded_layout(lengths, tokens.shape[1], tokens.device)

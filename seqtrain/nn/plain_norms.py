@@ -16,8 +16,10 @@ class LeakyBatchNorm(nn.BatchNorm1d):
     A record's result depends on what it was batched with, in training and in evaluation.
     """
 
-    def forward(  # type: ignore[override]
-        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    def forward(
+        self,
+        input: Float[Tensor, "B L C"],
+        mask: Bool[Tensor, "B L"] | None = None,  # noqa: ARG002  # every norm is called alike
     ) -> Float[Tensor, "B L C"]:
         """Normalized states; whatever comes out at padding stays."""
         return super().forward(input.flatten(0, 1)).view_as(input)
@@ -30,8 +32,8 @@ class PlainBatchNorm(LeakyBatchNorm):
     longer depends on its neighbours.
     """
 
-    def forward(  # type: ignore[override]
-        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    def forward(
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L C"]:
         """Normalized states, exact zeros at padding."""
         return zero_padding(super().forward(input, mask), mask)
@@ -43,8 +45,8 @@ class LayerNorm(nn.LayerNorm):
     Layer Normalization, Ba et al. 2016, arXiv:1607.06450.
     """
 
-    def forward(  # type: ignore[override]
-        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+    def forward(
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L C"]:
         """Normalized states."""
         return zero_padding(super().forward(zero_padding(input, mask)), mask)
@@ -54,7 +56,7 @@ class NoNorm(nn.Module):
     """The states as they are, with exact zeros at padding."""
 
     def forward(
-        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]
+        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L C"]:
         """``input`` without what lies in the padding."""
         return zero_padding(input, mask)

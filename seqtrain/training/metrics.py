@@ -115,7 +115,7 @@ def weighted_metrics(
     """
     _check_shapes(task, outputs, targets, num_classes)
     with np.errstate(all="ignore"):
-        parts = _parts(task, np.nan_to_num(outputs, posinf=0, neginf=0), targets)
+        parts = _parts(task, np.nan_to_num(outputs), targets)
     return _join(parts, undefined=not np.isfinite(outputs).all())
 
 

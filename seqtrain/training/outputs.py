@@ -33,6 +33,7 @@ def predict_outputs(
     *,
     max_tokens: int,
     precision: torch.dtype = torch.float32,
+    packed: bool = True,
 ) -> Outputs:
     """Outputs in evaluation mode; the model's mode is put back after.
 
@@ -40,8 +41,9 @@ def predict_outputs(
         model: On the device to compute on.
         dataset: Records of any lengths; targets are used for the loss if there are any.
         objective: Says the task, and counts the loss.
-        max_tokens: Padded positions per batch.
+        max_tokens: Positions per batch.
         precision: Of matrix products.
+        packed: Without padding, the faster form; or padded, as a comparison of norms wants.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -50,14 +52,15 @@ def predict_outputs(
     loss_sum, loss_count = 0.0, 0.0
     plan = plan_batches(dataset.lengths, "bucketed", max_tokens=max_tokens, shuffle=False)
     for index in plan:
-        batch = collate(dataset, index).to(device)
+        batch = collate(dataset, index, packed=packed).to(device)
         with autocast(device, precision):
-            logits = model(batch.tokens, batch.lengths)
+            logits = model(batch.tokens, batch.lengths, batch.packed)
         if batch.targets is not None:
             total, count = objective(model, batch, logits)
             loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
         rows = _rows(model.head.readout(logits), batch, objective.task).cpu().numpy()  # type: ignore[operator]
-        where = dataset.positions(index) if _is_residue(objective.task) else index
+        records = batch.index.numpy()
+        where = dataset.positions(records) if _is_residue(objective.task) else records
         if values is None:
             size = len(dataset.tokens) if _is_residue(objective.task) else len(dataset)
             values = np.empty((size, *rows.shape[1:]), np.float32)

@@ -158,7 +158,8 @@ class Trainer:
         plan = self._plan(self.progress.epoch)
         for first in range(self.progress.batch, len(plan), self.settings.accumulate):
             group = plan[first : first + self.settings.accumulate]
-            self._step([collate(self.train, index) for index in group])
+            is_packed = self.settings.batching == "packed"
+            self._step([collate(self.train, index, packed=is_packed) for index in group])
             self.progress.batch = first + len(group)
             if self._stop:
                 self._save_last()
@@ -174,7 +175,7 @@ class Trainer:
         for batch in batches:
             on_device = batch.to(self.device, non_blocking=True)
             with autocast(self.device, self.settings.precision):
-                logits = self.model(on_device.tokens, on_device.lengths)
+                logits = self.model(on_device.tokens, on_device.lengths, on_device.packed)
             total, count = self.objective(self.model, on_device, logits)
             loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
             self._check_finite(loss_sum, batches)
@@ -286,6 +287,7 @@ class Trainer:
             self.objective.plain(),
             max_tokens=settings.max_tokens,
             precision=settings.precision,
+            packed=settings.batching == "packed",
         )
         metrics = score_outputs(outputs, self.valid, task, settings.num_classes)
         if task not in ("classification", "residue_classification"):

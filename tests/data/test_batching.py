@@ -241,17 +241,38 @@ def test_pad_to_shorter_than_a_record_is_refused():
         collate(ragged("none", [3]), np.array([0]), pad_to=2)
 
 
-def test_batch_moves_as_a_whole_and_knows_its_padding():
+def test_batch_moves_but_its_lengths_and_index_stay_on_the_host():
     batch = collate(ragged("classes", [4, 2]), np.array([0, 1]))
     assert batch.padding_share == pytest.approx(2 / 8)
     moved = batch.to("meta")
-    assert {t.device.type for t in (moved.tokens, moved.mask, moved.targets, moved.index)} == {
-        "meta"
-    }
+    assert {t.device.type for t in (moved.tokens, moved.mask, moved.targets)} == {"meta"}
+    assert {t.device.type for t in (moved.lengths, moved.index)} == {"cpu"}
     assert moved.num_residues == 6
 
 
-def test_num_residues_is_counted_when_not_given():
-    mask = torch.tensor([[True, False], [True, True]])
-    batch = Batch(torch.ones(2, 2, dtype=torch.int64), mask, None, torch.tensor([0, 1]))
-    assert batch.num_residues == 3
+@pytest.mark.parametrize("kind", ["none", "classes", "residue_classes"])
+def test_packed_batch_holds_the_same_records_without_padding(kind):
+    dataset = ragged(kind, [4, 9, 1, 9, 3])
+    index = np.array([4, 0, 3, 2])
+    packed = collate(dataset, index, packed=True)
+    assert sorted(packed.index.tolist()) == sorted(index.tolist())
+    assert packed.lengths.tolist() == sorted(dataset.lengths[index].tolist(), reverse=True)
+    assert (packed.padding_share, packed.num_residues) == (0.0, 17)
+    end_to_end = np.concatenate([dataset.residues(i) for i in packed.index.tolist()])
+    assert packed.tokens.tolist() == [end_to_end.tolist()]
+    wanted = (
+        [np.asarray(dataset.target(i)).tolist() for i in packed.index.tolist()]
+        if packed.targets is not None
+        else []
+    )
+    if kind == "classes":
+        assert packed.targets.tolist() == wanted
+    if kind == "residue_classes":
+        assert packed.targets.tolist() == [sum(wanted, [])]
+
+
+def test_packed_plan_counts_residues_where_a_padded_one_counts_positions():
+    lengths = np.array([10, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    plan = plan_batches(lengths, "packed", max_tokens=20, shuffle=False)
+    assert [batch.tolist() for batch in plan] == [list(range(11))]
+    assert len(plan_batches(lengths, "random", max_tokens=20, shuffle=False)) > 1

@@ -58,7 +58,7 @@ def masked_layer_norm(
 
         return _at_positions(norm, input, placed, channel_dim)
     dims = (channel_dim % input.ndim,) if over == "position" else tuple(range(1, input.ndim))
-    statistics = own_statistics(masked_moments(input, placed, dims), eps, dims)
+    statistics = own_statistics(own_moments(input, placed, dims), eps, dims)
     return standardize(input, placed, statistics, weight, bias, channel_dim)
 
 
@@ -78,7 +78,7 @@ def masked_rms_norm(
         mask: True where real, without the channel dimension or with 1 channel there.
         normalized_shape: The number of channels, as a sequence of one.
         weight: Scale of each channel.
-        eps: Added to the mean square; the smallest step of the dtype at 1 when not given.
+        eps: Added to the mean square; when not given, the step at 1 of the dtype it is taken in.
         channel_dim: Where the channels are.
 
     Returns:
@@ -89,7 +89,6 @@ def masked_rms_norm(
     if placed is not None and placed.shape[channel_dim] != 1:
         raise ValueError("the root mean square is taken over all channels: mask positions alone")
 
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
     # torch warns when it cannot use its fused kernel because weight and input differ in dtype.
     dtype = input.dtype if weight is None else torch.promote_types(input.dtype, weight.dtype)
 
@@ -134,7 +133,7 @@ def masked_group_norm(
         grouped_mask = placed.unflatten(channel, (groups, -1))
     grouped = input.unflatten(channel, (num_groups, -1))
     dims = tuple(d for d in range(1, grouped.ndim) if d != channel)
-    statistics = own_statistics(masked_moments(grouped, grouped_mask, dims), eps, dims)
+    statistics = own_statistics(own_moments(grouped, grouped_mask, dims), eps, dims)
     weight, bias = (
         None if p is None else per_channel(p, input, channel).unflatten(channel, (num_groups, -1))
         for p in (weight, bias)
@@ -179,6 +178,12 @@ def masked_norm(
         moments = moments._replace(m2=moments.m2.masked_fill(flat, 0))
     out = standardize(input, placed, own_statistics(moments, eps, axes, correction))
     return torch.where(flat, select_real(input, placed), out) if constant == "keep" else out
+
+
+@torch.no_grad()
+def own_moments(input: Tensor, mask: Tensor | None, dims: tuple[int, ...]) -> Moments:
+    """The input's own moments, as constants: ``standardize`` has their derivatives."""
+    return masked_moments(input, mask, dims)
 
 
 def own_statistics(

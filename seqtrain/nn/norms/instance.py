@@ -89,7 +89,7 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
     Args:
         num_features: Number of channels C.
         eps: Added to the variance.
-        momentum: Weight of a batch in the running statistics, if tracked.
+        momentum: Weight of a batch in the running statistics, if tracked; ``None`` for 0.
         affine: Learn a scale and a shift for each channel.
         track_running_stats: Keep running statistics and use them in evaluation.
         device: Where parameters and buffers are made.
@@ -101,7 +101,7 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = False,
         track_running_stats: bool = False,
         device: Any = None,
@@ -109,7 +109,15 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
         *,
         channel_dim: int = 1,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(
+            num_features,
+            eps,
+            momentum,  # type: ignore[arg-type]  # torch takes None for 0
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+        )
         self.channel_dim = channel_dim
         self.widen_buffers()
 

@@ -11,6 +11,13 @@ from seqtrain.nn.norms.functional import masked_group_norm, masked_layer_norm, m
 from seqtrain.nn.norms.masks import given_or_current
 
 
+def _channels(normalized_shape: int | Sequence[int]) -> int:
+    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+    if len(shape) != 1:
+        raise ValueError(f"masked norms are over one channel dimension, not over {shape}")
+    return shape[0]
+
+
 class MaskedLayerNorm(nn.LayerNorm):
     """Layer norm of real positions, 0 at padding; same state dict as ``torch.nn.LayerNorm``.
 
@@ -38,8 +45,7 @@ class MaskedLayerNorm(nn.LayerNorm):
         channel_dim: int = -1,
         over: Literal["position", "sequence"] = "position",
     ) -> None:
-        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
+        super().__init__(_channels(normalized_shape), eps, elementwise_affine, bias, device, dtype)
         self.channel_dim = channel_dim
         self.over = over
 
@@ -68,7 +74,7 @@ class MaskedRMSNorm(nn.RMSNorm):
 
     Args:
         normalized_shape: Number of channels C.
-        eps: Added to the mean square; the smallest step of the dtype at 1 when not given.
+        eps: Added to the mean square; when not given, the step at 1 of the dtype it is taken in.
         elementwise_affine: Learn a scale for each channel.
         device: Where the parameters are made.
         dtype: Dtype of the parameters.
@@ -85,8 +91,7 @@ class MaskedRMSNorm(nn.RMSNorm):
         *,
         channel_dim: int = -1,
     ) -> None:
-        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-        super().__init__(shape, eps, elementwise_affine, device, dtype)
+        super().__init__(_channels(normalized_shape), eps, elementwise_affine, device, dtype)
         self.channel_dim = channel_dim
 
     def forward(
