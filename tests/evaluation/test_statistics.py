@@ -130,15 +130,20 @@ def test_permutation_p_value_is_near_that_of_all_swaps(task):
         assert got[name] == pytest.approx(np.mean(hits), abs=0.04), name
 
 
-def correct(share, rng, num_records):
-    """Losses that are 0 or 1, of records right with probability ``share``."""
-    return np.stack([rng.random(num_records) < share, np.ones(num_records)], axis=1).astype(float)
+@pytest.mark.parametrize("task", TASKS)
+def test_arms_that_change_places_as_a_whole_differ_as_much_as_before(task):
+    for seed in range(5):
+        outputs_a, outputs_b, targets = scored(task, seed)
+        p_values = paired_permutation_test(
+            task, [outputs_a], [outputs_b], targets, groups=["one"] * NUM_RECORDS, num_draws=20
+        )
+        assert set(p_values.values()) == {1.0}
 
 
 def test_intervals_cover_the_true_accuracy_as_often_as_they_say():
     rng = np.random.default_rng(0)
     covered = []
-    for seed in range(400):
+    for seed in range(300):
         targets = rng.integers(0, 2, 150)
         right = rng.random(150) < 0.8
         outputs = np.eye(2)[np.where(right, targets, 1 - targets)]
@@ -165,22 +170,22 @@ def test_clusters_must_be_resampled_whole_to_cover():
     assert np.mean(covered["records"]) < 0.6
 
 
-@pytest.mark.parametrize("seed_spread", [0.0, 0.15])
+@pytest.mark.parametrize("seed_spread", [0.0, 0.3])
 def test_paired_intervals_cover_over_training_seeds_too(seed_spread):
     rng = np.random.default_rng(1)
     covered, errors, values = [], [], []
-    for seed in range(200):
-        difficulty = rng.normal(size=200)
+    for seed in range(150):
+        difficulty = rng.normal(size=60)
         arms = [
-            [difficulty + rng.normal(size=200) + seed_spread * rng.normal() for _ in range(5)]
+            [difficulty + rng.normal(size=60) + seed_spread * rng.normal() for _ in range(5)]
             for _ in range(2)
         ]
-        losses = [[np.stack([loss, np.ones(200)], axis=1) for loss in arm] for arm in arms]
-        difference = paired_bootstrap("loss", *losses, None, num_draws=200, seed=seed)["loss"]
+        losses = [[np.stack([loss, np.ones(60)], axis=1) for loss in arm] for arm in arms]
+        difference = paired_bootstrap("loss", *losses, None, num_draws=150, seed=seed)["loss"]
         covered.append(difference.low <= 0 <= difference.high)
         errors.append(difference.standard_error)
         values.append(difference.value)
-    assert 0.88 <= np.mean(covered) <= 0.99
+    assert 0.9 <= np.mean(covered) <= 0.99
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
 
 
@@ -251,6 +256,14 @@ def test_draws_without_both_classes_are_left_out_and_never_warn():
     assert np.isnan(paired_permutation_test("classification", *arms, np.ones(3, int))["mcc"])
 
 
+def test_undefined_draws_do_not_reach_the_spread_over_seeds():
+    rng = np.random.default_rng(0)
+    arms = [list(rng.dirichlet([1, 1], (2, 12))) for _ in range(2)]
+    targets = np.arange(12) // 11  # one positive, absent from a third of the draws
+    got = paired_bootstrap("classification", *arms, targets, num_draws=50)["auroc"]
+    assert np.isfinite(got).all()
+
+
 def test_no_records_give_undefined_intervals():
     got = bootstrap_intervals("regression", np.zeros(0), np.zeros(0), num_draws=5)
     assert np.isnan(np.array(list(got.values()))).all()
@@ -275,8 +288,6 @@ def test_arms_that_do_not_pair_are_refused(function):
     for arms in (([losses], [losses, losses]), ([], [])):
         with pytest.raises(ValueError, match="paired by seed"):
             function("loss", *arms, None)
-    with pytest.raises(ValueError, match=r"paired by record, received \[23, 24\] records"):
-        function("loss", [losses, losses], [losses, losses[:-1]], None)
 
 
 def test_cluster_ids_must_name_every_record():

@@ -165,6 +165,8 @@ def test_one_class_in_the_targets_leaves_rank_metrics_and_mcc_undefined():
         values = compute_metrics("classification", outputs, np.full(3, target), 2)
         assert np.isnan([values["auroc"], values["auprc"], values["mcc"]]).all()
         assert values["accuracy"] == pytest.approx([1 / 3, 2 / 3][target])
+    one_class_everywhere = compute_metrics("classification", np.eye(2)[[1, 1]], np.array([1, 1]))
+    assert np.isnan(one_class_everywhere["mcc"])
     one_label = compute_metrics("multilabel", outputs, np.zeros((3, 2)))
     assert np.isnan([one_label["macro_auroc"], one_label["macro_auprc"]]).all()
 
