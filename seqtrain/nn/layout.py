@@ -2,10 +2,12 @@
 
 Two forms carry the same sequences. *Padded*: one sequence a row, ``(B, L)``. *Packed*: all
 residues end to end in a single row, ``(1, R)``, with no padding at all. What works on each
-position alone, and every norm, runs on either; convolution, attention and pooling look at
-neighbours and open a packed batch into a few :class:`Grid` of similar lengths.
+position alone, and every norm, runs on either. What looks at neighbours opens a packed batch:
+a convolution by gaps as wide as it reaches (:func:`with_gaps`), pooling and attention into a few
+:class:`Grid` of similar lengths.
 """
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor
 
 from seqtrain.masking import lengths_to_mask
+
+ROW_QUANTUM = 512
 
 GRID_OVERHEAD = 256
 """Padded positions that cost about as much as opening one more grid."""
@@ -104,6 +108,27 @@ class Layout(NamedTuple):
     """Packed: int64 ``(R,)``, the number of the sequence that each residue belongs to."""
     grids: tuple[Grid, ...] | None = None
     """Packed: all sequences, in order."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the batch; of a padded one its rows."""
+        if self.grids is not None:
+            return sum(len(grid.mask) for grid in self.grids)
+        assert self.mask is not None, "a padded batch has a mask"
+        return len(self.mask)
+
+
+def with_gaps(x: Tensor, layout: Layout, gap: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """A packed ``(1, R, C)`` transformed with ``gap`` zeros between neighbouring sequences.
+
+    The row is as long as a multiple of ``ROW_QUANTUM``: oneDNN compiles a convolution for each
+    shape it meets, which costs as much as running it, and so it meets the same few again.
+    """
+    assert layout.sequences is not None, "only a packed batch has sequences side by side"
+    places = torch.arange(x.shape[1], device=x.device) + layout.sequences * gap
+    size = x.shape[1] + (layout.num_sequences - 1) * gap
+    row = _spread(x[0], places, -(-size // ROW_QUANTUM) * ROW_QUANTUM)
+    return _pick(transform(row[None])[0], places)[None]
 
 
 def padded_layout(lengths: Tensor, width: int, device: torch.device | None = None) -> Layout:
