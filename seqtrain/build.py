@@ -17,8 +17,15 @@ from seqtrain.nn.blocks import NormFactory
 from seqtrain.nn.encoders import CnnEncoder, Encoder, TransformerEncoder
 from seqtrain.nn.heads import ClassHead, MultilabelHead, RegressionHead
 from seqtrain.nn.model import SequenceModel
-from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.plain_norms import LayerNorm, LeakyBatchNorm, NoNorm, PlainBatchNorm
+from seqtrain.nn.norms import (
+    MaskedBatchNorm1d,
+    MaskedBatchRenorm1d,
+    MaskedGroupNorm,
+    MaskedInstanceNorm1d,
+    MaskedLayerNorm,
+    MaskedRMSNorm,
+)
+from seqtrain.nn.plain_norms import LeakyBatchNorm, NoNorm, PlainBatchNorm
 from seqtrain.nn.pooling import AttentionPooling, MaxPooling, MeanMaxPooling, MeanPooling
 
 
@@ -32,8 +39,19 @@ def build_norm(config: NormConfig) -> NormFactory:
             return lambda dim: PlainBatchNorm(dim, eps=eps, momentum=momentum)
         case "leaky_batch":
             return lambda dim: LeakyBatchNorm(dim, eps=eps, momentum=momentum)
+        case "masked_batch_renorm":
+            return lambda dim: MaskedBatchRenorm1d(dim, eps, momentum, channel_dim=-1)
+        case "masked_instance":
+            return lambda dim: MaskedInstanceNorm1d(dim, eps, affine=True, channel_dim=-1)
+        case "masked_group":
+            groups = config.num_groups
+            return lambda dim: MaskedGroupNorm(groups, dim, eps, channel_dim=-1)
+        case "masked_layer":
+            return lambda dim: MaskedLayerNorm(dim, eps, over="sequence")
         case "layer":
-            return lambda dim: LayerNorm(dim, eps=eps)
+            return lambda dim: MaskedLayerNorm(dim, eps)
+        case "rms":
+            return lambda dim: MaskedRMSNorm(dim, eps)
         case "none":
             return lambda _: NoNorm()
     raise ValueError(f"no norm named {config.name!r}")

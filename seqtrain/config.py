@@ -45,7 +45,18 @@ TASKS = (
     "regression",
     "residue_classification",
 )
-NORMS = ("masked_batch", "batch", "leaky_batch", "layer", "none")
+NORMS = (
+    "masked_batch",
+    "batch",
+    "leaky_batch",
+    "masked_instance",
+    "masked_group",
+    "masked_layer",
+    "layer",
+    "rms",
+    "masked_batch_renorm",
+    "none",
+)
 POOLINGS = ("mean", "max", "mean_max", "attention")
 BATCHINGS = ("packed", "bucketed", "random")
 HEAD_DROPOUT = 0.1
@@ -147,9 +158,12 @@ class NormConfig:
     """Added to the variance, inside the root."""
     momentum: float = 0.1
     """Share of the newest batch in the running statistics of batch norms."""
+    num_groups: int = 8
+    """Groups of channels of ``masked_group``; ``embed_dim`` is a multiple."""
 
     def __post_init__(self) -> None:
         _one_of(self.name, "norm.name", NORMS)
+        _at_least(self.num_groups, "norm.num_groups", 1)
         _above_zero(self.eps, "norm.eps")
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"norm.momentum: expected a number in (0, 1], found {self.momentum}.")
@@ -348,6 +362,25 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+    def check_widths(self) -> None:
+        """Refuse channels that heads or groups cannot share, once their number is known.
+
+        Raises:
+            ConfigError: says what they must be a multiple of.
+        """
+        encoder, norm = self.encoder, self.norm
+        wanted = {}
+        if isinstance(encoder, TransformerConfig):
+            wanted["2 * encoder.num_heads (rotary positions turn pairs)"] = 2 * encoder.num_heads
+        if norm.name == "masked_group":
+            wanted["norm.num_groups"] = norm.num_groups
+        for what, divisor in wanted.items():
+            if encoder.embed_dim is not None and encoder.embed_dim % divisor:
+                raise ConfigError(
+                    f"encoder.embed_dim: expected a multiple of {what} = {divisor}, found "
+                    f"{encoder.embed_dim}."
+                )
+
 
 def package_dir(name: str) -> Path:
     """The folder ``conf`` or ``data``: inside an installed wheel, else beside the package."""
@@ -403,8 +436,11 @@ def load_config(
         for key, value in (values or {}).items():
             OmegaConf.update(composed, key, _literal(value))
         config = _to_dataclasses(composed)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, folders)) from error
+    except (YAMLError, ValueError) as error:  # a file that is no YAML; a group set to a number
+        what = " ".join([name, *overrides])
+        raise ConfigError(f"{what}: {' '.join(str(error).split())}") from error
     finally:
         GlobalHydra.instance().clear()
     return config

@@ -40,7 +40,7 @@ def choose_settings(
         alphabet: What the sequences are made of.
 
     Raises:
-        ConfigError: a setting that was given does not apply to the task.
+        ConfigError: a setting that was given does not apply to the task, or two contradict.
     """
     config = copy.deepcopy(config)
     config.task.check_applies(task)
@@ -59,6 +59,7 @@ def choose_settings(
         choose("task", "pooling", "mean_max", "how much of a feature, and whether any")
     dim = _embed_dim(residues)
     choose("encoder", "embed_dim", dim, f"{residues:,} training residues")
+    config.check_widths()
     tokens = _max_tokens(residues, mean_length)
     choose("batching", "max_tokens", tokens, f"mean length {mean_length:.0f}")
     is_transformer = isinstance(config.encoder, TransformerConfig)

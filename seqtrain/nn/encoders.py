@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from seqtrain.data.tokenizer import PAD
 from seqtrain.masking import zero_padding
-from seqtrain.nn.blocks import ChannelDropout, ConvBlock, NormFactory, TransformerBlock
+from seqtrain.nn.blocks import (
+    ChannelDropout,
+    ConvBlock,
+    NormFactory,
+    TransformerBlock,
+    normalize,
+)
 from seqtrain.nn.layout import Layout
 
 
@@ -72,7 +78,8 @@ class TransformerEncoder(Encoder):
 
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
         """Normalized hidden states of real residues, exact zeros at padding."""
-        return zero_padding(self.norm(super().forward(tokens, layout), layout.mask), layout.mask)
+        hidden = normalize(self.norm, super().forward(tokens, layout), layout)
+        return zero_padding(hidden, layout.mask)
 
 
 def _powers_of_two(largest: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Norms that know nothing of padding, in the encoders' calling form: the controls.
 
 They are what a user would write without a mask, so that a comparison has something to compare
-with. :class:`LayerNorm` and :class:`NoNorm` work on each position alone and need none.
+with.
 """
 
 from jaxtyping import Bool, Float
@@ -37,19 +37,6 @@ class PlainBatchNorm(LeakyBatchNorm):
     ) -> Float[Tensor, "B L C"]:
         """Normalized states, exact zeros at padding."""
         return zero_padding(super().forward(input, mask), mask)
-
-
-class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` over the channels of each position; exact zeros at padding.
-
-    Layer Normalization, Ba et al. 2016, arXiv:1607.06450.
-    """
-
-    def forward(
-        self, input: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"] | None = None
-    ) -> Float[Tensor, "B L C"]:
-        """Normalized states."""
-        return zero_padding(super().forward(zero_padding(input, mask)), mask)
 
 
 class NoNorm(nn.Module):
