@@ -173,7 +173,7 @@ def test_clusters_must_be_resampled_whole_to_cover():
 @pytest.mark.parametrize("seed_spread", [0.0, 0.3])
 def test_paired_intervals_cover_over_training_seeds_too(seed_spread):
     rng = np.random.default_rng(1)
-    covered, errors, values = [], [], []
+    covered, errors, values, widths = [], [], [], []
     for seed in range(150):
         difficulty = rng.normal(size=60)
         arms = [
@@ -185,8 +185,11 @@ def test_paired_intervals_cover_over_training_seeds_too(seed_spread):
         covered.append(difference.low <= 0 <= difference.high)
         errors.append(difference.standard_error)
         values.append(difference.value)
+        widths.append(difference.high - difference.low)
     assert 0.9 <= np.mean(covered) <= 0.99
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.2)
+    # Seeds share no record noise here, so all of the width is Student's, with 4 degrees of freedom.
+    assert np.mean(widths) == pytest.approx(2 * 2.776 * np.mean(errors), rel=0.1)
 
 
 def test_the_value_over_seeds_is_the_mean_difference():
