@@ -68,6 +68,8 @@ def train(
     if dry_run:
         return _show_plan(plan, json)
     with RunLock(run):
+        # Once more: another process may have held the lock until a moment ago.
+        _check_place(run, resume=resume, overwrite=overwrite)
         if overwrite:
             _remove_run(run)
         return _train(plan, run, resume, quiet, json)

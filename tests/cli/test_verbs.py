@@ -190,25 +190,26 @@ def test_resume_refuses_other_settings_and_other_data(
     program: Program, train_options: list[str], files: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
+    endless = [*train_options, "trainer.max_epochs=100000", "trainer.patience=0"]
     process = subprocess.Popen(
-        command("train", *train_options, "trainer.max_epochs=200", "-o", run),
+        command("train", *endless, "-o", run),
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
     while not (run / "checkpoints" / "last").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = program("train", *train_options, "trainer.max_epochs=200", "-o", run, "--resume")
+    second = program("train", *endless, "-o", run, "--resume")
     assert_user_error(second, "another process")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 130
-    other = program("train", *train_options, "optim.lr=0.5", "-o", run, "--resume")
+    other = program("train", *endless, "optim.lr=0.5", "-o", run, "--resume")
     assert_user_error(other, "optim.lr")
     config = (run / "config.yaml").read_text()
     moved = tmp_path / "train.fasta"
     moved.write_text((files / "train.fasta").read_text().replace("W", "C"))
     (run / "config.yaml").write_text(config.replace(str(files / "train.fasta"), str(moved)))
-    assert_user_error(program("train", "-o", run, "--resume"), "train changed")
+    assert_user_error(program("train", "-o", run, "--resume"), "the data are not those")
 
 
 def test_wrong_usage_exits_with_2(program: Program) -> None:
@@ -252,7 +253,7 @@ def test_info_shows_the_run(program: Program, run_dir: Path) -> None:
         (">\nACD\n", "id"),
         (">a\n\n>b\nAC\n", "empty"),
         (">a\nAC1D\n>b\nAC\n", "residue 3"),
-        (">zzz\nACD\n", "labels.tsv"),
+        (">r0\nACD\n>zzz\nACD\n", "has no label"),
     ],
     ids=["empty", "not FASTA", "duplicate", "blank id", "no residues", "digit", "no label"],
 )
@@ -295,5 +296,5 @@ def test_compare_norms_tabulates_every_arm(
 ) -> None:
     done = program("compare-norms", *train_options, "--seeds", "1", "-o", tmp_path / "c")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "c" / "results.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "c" / "results.csv").read_text().splitlines()))
     assert {row["norm"] for row in rows} >= {"masked_batch", "batch"}
