@@ -59,6 +59,25 @@ def predict_records(
     Raises:
         FastaError: a record cannot be used and ``on_error`` is ``fail``.
     """
+    for read, tokens in read_chunks(entries, tokenizer, on_error):
+        yield from _predict_chunk(
+            model, tokenizer, codec, read, tokens, max_tokens=max_tokens, precision=precision
+        )
+
+
+def read_chunks(
+    entries: Iterator[Record | Reject], tokenizer: Tokenizer, on_error: str
+) -> Iterator[tuple[list[Record | Reject], list[np.ndarray]]]:
+    """Entries a few at a time, and the tokens of those among them that are still records.
+
+    Args:
+        entries: From ``scan_fasta``.
+        tokenizer: Records that it refuses become rejects.
+        on_error: ``fail`` or ``skip``.
+
+    Raises:
+        FastaError: a chunk holds a reject and ``on_error`` is ``fail``.
+    """
     for chunk in _chunks(entries):
         tokens: list[np.ndarray] = []
         rejects: list[Reject] = []
@@ -77,9 +96,7 @@ def predict_records(
             raise FastaError(
                 reject_message(rejects) + " Or use --on-error skip to go on without them."
             )
-        yield from _predict_chunk(
-            model, tokenizer, codec, read, tokens, max_tokens=max_tokens, precision=precision
-        )
+        yield read, tokens
 
 
 def _predict_chunk(
@@ -106,7 +123,7 @@ def _predict_chunk(
             yield Prediction(entry.id, 0, entry.reason, None, None)
             continue
         begin, end = dataset.offsets[number], dataset.offsets[number + 1]
-        of_record = values[begin:end] if is_residue else values[number]
+        of_record = values[begin:end] if is_residue else np.asarray(values[number])
         kept = tokenizer.keep(entry.sequence)
         yield Prediction(entry.id, int(end - begin), "ok", of_record, kept)
         number += 1

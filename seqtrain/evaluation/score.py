@@ -1,6 +1,7 @@
 """How good a model is on labelled records: intervals, lengths, baselines, confusion."""
 
 import functools
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +71,16 @@ class TrainingPart:
         np.savez_compressed(path, lengths=self.lengths, targets=self.targets)
 
     @classmethod
-    def read(cls, path: Path) -> "TrainingPart":
+    def read(cls, path: Path | zipfile.Path) -> "TrainingPart":
         """Read what :meth:`write` wrote.
 
         Raises:
             CheckpointError: missing or damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(arrays["lengths"], arrays["targets"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path}: the run directory is damaged: {error}.") from error
 
 

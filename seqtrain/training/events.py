@@ -1,7 +1,7 @@
 """What a training run tells those who watch it."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class EpochEvent:
     """int64 ``(K, K)`` counts of the validation part, rows are the truth; None without classes."""
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Someone who watches; none of them changes what is computed."""
 

@@ -1,0 +1,1 @@
+"""Trained models as files that work elsewhere: bundles, ONNX graphs, torch programs."""
