@@ -1,0 +1,204 @@
+"""A trained model in Python: ``load_model(path)``, then ``predict`` and ``embed``."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from seqtrain.data.fasta import Record, Reject, scan_fasta
+from seqtrain.errors import ConfigError
+from seqtrain.evaluation.embed import Embedding, embed_records
+from seqtrain.evaluation.predict import predict_records
+from seqtrain.evaluation.tables import row
+from seqtrain.export.bundle import open_run
+from seqtrain.training.checkpoint import LoadedRun
+from seqtrain.training.device import choose_device, choose_precision
+
+if TYPE_CHECKING:
+    from Bio.SeqRecord import SeqRecord
+
+    Sequences = str | os.PathLike[str] | SeqRecord | Iterable[str | os.PathLike[str] | SeqRecord]
+else:
+    Sequences = Any
+
+_FILE = re.compile(r"[/\\]|\.(fa|fas|fasta|faa|fna|ffn|gz|bz2|xz)$")
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model says of one sequence."""
+
+    id: str
+    """Of the record; ``sequence_1``, ``sequence_2``, ... for plain strings."""
+    length: int
+    """Residues read."""
+    status: str
+    """``ok``, or why there is no prediction."""
+    prediction: str | float | None
+    """A class, classes joined, a value in the target's unit, or one class per letter."""
+    probabilities: dict[str, float] | None
+    """Of each class; None for a regression and for residues, whose are in ``values``."""
+    values: np.ndarray | None
+    """float32: ``(K,)``, ``()`` for a regression, ``(length, K)`` by residue."""
+
+
+class TrainedModel:
+    """A model that reads sequences; what it says of one does not depend on the others.
+
+    Sequences are given as strings, ``Bio.SeqRecord``, paths of FASTA files, or any iterable of
+    these, also a generator. A string by itself is a file if it looks like one's name.
+    """
+
+    def __init__(self, loaded: LoadedRun, device: str = "auto"):
+        self._loaded = loaded
+        self.device: torch.device = choose_device(device)
+        loaded.model.to(self.device)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The ``torch.nn.Module``, called with padded tokens and lengths."""
+        return self._loaded.model
+
+    @property
+    def task(self) -> str:
+        """What is predicted."""
+        return self._loaded.codec.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of ``Answer.values``; none for a regression."""
+        return self._loaded.codec.classes
+
+    @property
+    def alphabet(self) -> str:
+        """``protein``, ``dna`` or ``rna``."""
+        return self._loaded.tokenizer.alphabet.name
+
+    def predict(
+        self, sequences: Sequences, *, on_error: str = "fail", batch_size: int | None = None
+    ) -> list[Answer]:
+        """One answer per sequence, in order.
+
+        Args:
+            sequences: See above.
+            on_error: ``fail``, or ``skip``: say in ``status`` what is wrong with a sequence.
+            batch_size: Padded positions per batch; as in training when not given.
+
+        Raises:
+            FastaError: A sequence cannot be read and ``on_error`` is ``fail``.
+        """
+        return list(self.stream(sequences, on_error=on_error, batch_size=batch_size))
+
+    def stream(
+        self, sequences: Sequences, *, on_error: str = "fail", batch_size: int | None = None
+    ) -> Iterator[Answer]:
+        """The answers of :meth:`predict` while they are made, in constant memory."""
+        loaded = self._loaded
+        predictions = predict_records(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.codec,
+            _entries(sequences),
+            max_tokens=self._budget(batch_size),
+            precision=choose_precision(loaded.config.trainer.precision, self.device),
+            on_error=_checked(on_error),
+        )
+        for found in predictions:
+            cells = row(found, loaded.codec)
+            named = None
+            if found.values is not None and self.task in ("classification", "multilabel"):
+                named = dict(zip(self.classes, found.values.tolist(), strict=True))
+            yield Answer(found.id, found.length, found.status, cells[3], named, found.values)
+
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        per_residue: bool = False,
+        pooling: str = "mean",
+        layer: int = -1,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Vectors that the encoder gives to sequences.
+
+        Args:
+            sequences: See above.
+            per_residue: A vector for each residue.
+            pooling: ``mean`` or ``max`` over the residues of a sequence.
+            layer: 0 is the embedding, ``i`` the ``i``-th block, -1 what the head sees.
+            batch_size: Padded positions per batch; as in training when not given.
+
+        Returns:
+            A float32 array ``(N, C)``; with ``per_residue`` a list of arrays ``(length, C)``.
+
+        Raises:
+            FastaError: A sequence cannot be read.
+            ConfigError: There is no such layer or pooling.
+        """
+        embeddings: Iterator[Embedding] = embed_records(
+            self._loaded.model,
+            self._loaded.tokenizer,
+            _entries(sequences),
+            max_tokens=self._budget(batch_size),
+            per_residue=per_residue,
+            pooling=pooling,
+            layer=layer,
+        )
+        vectors = [np.asarray(embedding.values) for embedding in embeddings]
+        if per_residue:
+            return vectors
+        width: int = self._loaded.model.encoder.embed_dim  # type: ignore[assignment]
+        return np.stack(vectors) if vectors else np.empty((0, width), np.float32)
+
+    def _budget(self, batch_size: int | None) -> int:
+        budget = batch_size or self._loaded.config.batching.max_tokens
+        assert budget is not None, "the budget is chosen before training"
+        return budget
+
+
+def load_model(path: str | os.PathLike[str], device: str = "auto") -> TrainedModel:
+    """The trained model of a run directory or an exported bundle.
+
+    Args:
+        path: What ``seqtrain train -o`` or ``seqtrain export --format bundle`` made.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        CheckpointError: There is no such thing, or it is damaged.
+    """
+    return TrainedModel(open_run(Path(path)), device)
+
+
+def _checked(on_error: str) -> str:
+    if on_error not in ("fail", "skip"):
+        raise ConfigError(f"on_error: expected fail or skip, found {on_error!r}.")
+    return on_error
+
+
+def _entries(sequences: Any) -> Iterator[Record | Reject]:
+    if isinstance(sequences, str) and (_FILE.search(sequences) or Path(sequences).is_file()):
+        sequences = Path(sequences)
+    if isinstance(sequences, str | os.PathLike) or hasattr(sequences, "seq"):
+        sequences = [sequences]
+    number = count(1)
+    for item in sequences:
+        if isinstance(item, os.PathLike):
+            yield from scan_fasta([os.fspath(item)])
+        elif isinstance(item, str):
+            place = next(number)
+            yield Record(f"sequence_{place}", "", item, "input", place, place - 1)
+        elif hasattr(item, "seq"):
+            place = next(number)
+            yield Record(
+                item.id or f"sequence_{place}", "", str(item.seq), "input", place, place - 1
+            )
+        else:
+            raise TypeError(
+                f"expected a sequence as a string or Bio.SeqRecord, or a path, found {item!r}"
+            )

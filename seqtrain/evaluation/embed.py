@@ -1,0 +1,268 @@
+"""Vectors that an encoder gives to sequences, for other programs to work with."""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqtrain.data.batching import collate, plan_batches
+from seqtrain.data.fasta import Record, Reject
+from seqtrain.data.store import SequenceDataset
+from seqtrain.data.tokenizer import Tokenizer
+from seqtrain.errors import ConfigError
+from seqtrain.evaluation.predict import read_chunks
+from seqtrain.masking import masked_max, masked_mean, zero_padding
+from seqtrain.nn.encoders import Encoder
+from seqtrain.nn.layout import Layout, padded_layout
+from seqtrain.nn.model import SequenceModel
+
+POOLINGS = {"mean": masked_mean, "max": masked_max}
+ROWS_PER_GROUP = 512
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What an encoder says of one input record."""
+
+    id: str
+    length: int
+    """Residues read; 0 where none could be."""
+    status: str
+    """``ok``, or why there is no vector."""
+    values: np.ndarray | None
+    """``(C,)``, or per residue ``(length, C)``; None unless ok."""
+
+
+def hidden_states(encoder: Encoder, tokens: Tensor, layout: Layout, layer: int = -1) -> Tensor:
+    """States ``(B, L, C)`` after a layer, exact zeros at padding.
+
+    Args:
+        encoder: In evaluation mode.
+        tokens: Int64 ``(B, L)``.
+        layout: Where the residues are.
+        layer: 0 is the embedding, ``i`` the ``i``-th block; -1 is what the head sees.
+
+    Raises:
+        ConfigError: There is no such layer.
+    """
+    if layer == -1:
+        states: Tensor = encoder(tokens, layout)
+        return states
+    if not 0 <= layer <= len(encoder.blocks):
+        raise ConfigError(
+            f"--layer {layer}: expected -1 (the last), or 0 (the embedding) to "
+            f"{len(encoder.blocks)} (the last block)."
+        )
+    x = zero_padding(encoder.embedding(tokens), layout.mask)
+    for block in encoder.blocks[:layer]:
+        x = block(x, layout)
+    return zero_padding(x, layout.mask)
+
+
+def embed_records(
+    model: SequenceModel,
+    tokenizer: Tokenizer,
+    entries: Iterator[Record | Reject],
+    *,
+    max_tokens: int,
+    per_residue: bool = False,
+    pooling: str = "mean",
+    layer: int = -1,
+    dtype: str = "float32",
+    on_error: str = "fail",
+) -> Iterator[Embedding]:
+    """One embedding per entry, in order, in constant memory.
+
+    Args:
+        model: On the device to compute on.
+        tokenizer: Of the training.
+        entries: From ``scan_fasta``.
+        max_tokens: Padded positions per batch.
+        per_residue: A vector for each residue read, not one for each record.
+        pooling: ``mean`` or ``max`` over the real residues.
+        layer: As in :func:`hidden_states`.
+        dtype: ``float32`` or ``float16``, of what comes out; computed in float32.
+        on_error: As in ``predict_records``.
+
+    Raises:
+        ConfigError: There is no such layer, pooling or dtype.
+        FastaError: A record cannot be used and ``on_error`` is ``fail``.
+    """
+    for name, value, choices in (("pooling", pooling, POOLINGS), ("dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise ConfigError(f"--{name}: expected one of {', '.join(choices)}, found {value!r}.")
+    for read, tokens in read_chunks(entries, tokenizer, on_error):
+        found = iter(_vectors(model, tokens, max_tokens, per_residue, pooling, layer))
+        for entry in read:
+            if isinstance(entry, Reject):
+                yield Embedding(entry.id, 0, entry.reason, None)
+                continue
+            values, length = next(found)
+            yield Embedding(entry.id, length, "ok", values.astype(DTYPES[dtype]))
+
+
+@torch.inference_mode()
+def _vectors(
+    model: SequenceModel,
+    tokens: list[np.ndarray],
+    max_tokens: int,
+    per_residue: bool,
+    pooling: str,
+    layer: int,
+) -> list[tuple[np.ndarray, int]]:
+    """Vectors of each record, and its length."""
+    if not tokens:
+        return []
+    device = next(model.parameters()).device
+    encoder = model.encoder.eval()
+    assert isinstance(encoder, Encoder)
+    dataset = SequenceDataset.from_lists([str(i) for i in range(len(tokens))], tokens)
+    found: dict[int, tuple[np.ndarray, int]] = {}
+    for index in plan_batches(dataset.lengths, "bucketed", max_tokens=max_tokens, shuffle=False):
+        batch = collate(dataset, index).to(device)
+        layout = padded_layout(batch.lengths, batch.tokens.shape[1], device)
+        assert layout.mask is not None
+        states = hidden_states(encoder, batch.tokens, layout, layer).float()
+        pooled = states if per_residue else POOLINGS[pooling](states, layout.mask)
+        rows = zip(batch.index.tolist(), pooled.cpu().numpy(), batch.lengths.tolist(), strict=True)
+        for record, values, length in rows:
+            found[record] = (values[:length].copy() if per_residue else values, length)
+    return [found[i] for i in range(len(tokens))]
+
+
+def check_embedding_format(path: Path) -> None:
+    """Refuse a file name that no format goes by, or a folder that is not there.
+
+    Raises:
+        ConfigError: says which there are.
+    """
+    if path.suffix not in (".npz", ".parquet"):
+        raise ConfigError(f"{path}: expected a name that ends in .npz or .parquet.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
+        )
+
+
+def write_embeddings(
+    path: Path, embeddings: Iterable[Embedding], *, per_residue: bool, dtype: str
+) -> int:
+    """Write embeddings while they are made; returns the number of records.
+
+    ``.npz``: ``ids``, ``lengths``, ``status`` and ``embeddings``, one row per record and NaN where
+    there is no vector; per residue all rows end to end, record ``i`` being
+    ``embeddings[offsets[i]:offsets[i + 1]]``. ``.parquet``: the columns ``id``, ``length``,
+    ``status`` and ``embedding``, a list per record, or a list of lists. An interrupted write
+    leaves no file behind.
+
+    Raises:
+        ConfigError: Another ending.
+    """
+    check_embedding_format(path)
+    partial = path.with_name(path.name + ".partial")
+    write = _write_parquet if path.suffix == ".parquet" else _write_npz
+    try:
+        number = write(partial, embeddings, per_residue, DTYPES[dtype])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+        _rows_file(partial).unlink(missing_ok=True)
+    return number
+
+
+def _rows_file(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".rows")
+
+
+def _write_npz(
+    path: Path, embeddings: Iterable[Embedding], per_residue: bool, dtype: np.dtype[Any]
+) -> int:
+    """Rows go to a file of their own first: an array's header needs to know how many there are."""
+    ids, statuses, lengths, skipped = [], [], [], []
+    dim, num_rows = 0, 0
+    with _rows_file(path).open("w+b") as rows, zipfile.ZipFile(path, "w") as archive:
+        for embedding in embeddings:
+            ids.append(embedding.id)
+            statuses.append(embedding.status)
+            lengths.append(embedding.length)
+            if embedding.values is not None:
+                values = embedding.values.reshape(-1, embedding.values.shape[-1])
+                dim = values.shape[1]
+                rows.write(values.tobytes())
+                num_rows += len(values)
+            elif not per_residue:
+                skipped.append(len(ids) - 1)
+        arrays = {
+            "ids": np.array(ids, dtype=np.str_),
+            "status": np.array(statuses, dtype=np.str_),
+            "lengths": np.array(lengths, dtype=np.int64),
+        }
+        if per_residue:
+            arrays["offsets"] = np.concatenate([[0], np.cumsum(arrays["lengths"])])
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        shape = (num_rows + len(skipped), dim)
+        with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            rows.seek(0)
+            _copy_rows(rows, member, skipped, dim, dtype)
+    return len(ids)
+
+
+def _copy_rows(rows: Any, member: Any, skipped: list[int], dim: int, dtype: np.dtype[Any]) -> None:
+    """All rows, with one of NaN at each place that was ``skipped``."""
+    before = 0
+    for number, place in enumerate(skipped):
+        member.write(rows.read((place - number - before) * dim * dtype.itemsize))
+        member.write(np.full(dim, np.nan, dtype).tobytes())
+        before = place - number
+    shutil.copyfileobj(rows, member)
+
+
+def _write_parquet(
+    path: Path, embeddings: Iterable[Embedding], per_residue: bool, dtype: np.dtype[Any]
+) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    vector = pa.list_(pa.from_numpy_dtype(dtype))
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("length", pa.int64()),
+            ("status", pa.string()),
+            ("embedding", pa.list_(vector) if per_residue else vector),
+        ]
+    )
+    number = 0
+    columns: list[list[Any]] = [[], [], [], []]
+    with pq.ParquetWriter(path, schema) as writer:
+        for embedding in embeddings:
+            values = embedding.values
+            cell = values if values is None or not per_residue else list(values)
+            row = (embedding.id, embedding.length, embedding.status, cell)
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+            number += 1
+            if len(columns[0]) == ROWS_PER_GROUP:
+                writer.write_table(_table(columns, schema))
+                columns = [[], [], [], []]
+        writer.write_table(_table(columns, schema))
+    return number
+
+
+def _table(columns: list[list[Any]], schema: Any) -> Any:
+    import pyarrow as pa
+
+    arrays = [pa.array(c, type=f.type) for c, f in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
