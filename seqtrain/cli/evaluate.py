@@ -30,17 +30,17 @@ def evaluate(
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
     from seqtrain.data.prepare import read_for_model
-    from seqtrain.evaluation.score import TrainingPart
     from seqtrain.evaluation.tables import check_format
+    from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.pipeline import evaluate_run, write_outputs
     from seqtrain.reporting import stdout_console, to_json
-    from seqtrain.training.checkpoint import load_run, write_text
+    from seqtrain.training.checkpoint import write_text
     from seqtrain.training.device import choose_device
 
     for path in (output,):
         if path is not None:
             check_format(path)
-    loaded = load_run(run)
+    loaded = open_run(run)
     loaded.model.to(choose_device(device))
     dataset = read_for_model(
         fasta,
@@ -52,7 +52,7 @@ def evaluate(
         max_length=loaded.config.data.max_length,
         overlong=loaded.config.data.overlong,
     )
-    training = TrainingPart.read(run / "training_part.npz")
+    training = read_training_part(run)
     scored, outputs = evaluate_run(loaded, dataset, training, max_tokens=batch_size)
     if output is not None:
         write_outputs(output, outputs, dataset, loaded)

@@ -1,5 +1,6 @@
-"""`seqtrain info`: what a run directory holds."""
+"""`seqtrain info`: what a run directory or a bundle holds."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,18 +11,26 @@ from seqtrain.cli import options
 def info(
     run: options.RunPath,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Of a bundle: compare all files with their checksums, and what the model says "
+            "of the example records with what it said when it was exported.",
+        ),
+    ] = False,
 ) -> None:
     """Show the model, its data, its settings and its final numbers."""
-    import json as json_library
-
+    if verify:
+        _verify(run, json)
+        return
     from seqtrain.config import config_to_dict
+    from seqtrain.export.bundle import open_run, read_summary
     from seqtrain.pipeline import count_parameters, flatten
     from seqtrain.reporting import stdout_console, table, to_json
-    from seqtrain.training.checkpoint import RunDir, load_run
 
-    loaded = load_run(run)
-    path = RunDir(run).summary
-    summary = json_library.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    loaded = open_run(run)
+    summary = read_summary(run)
     parameters = count_parameters(loaded.model)
     settings = flatten(config_to_dict(loaded.config))
     if json:
@@ -57,3 +66,21 @@ def info(
     console.print(
         table("settings", ("setting", "value"), [(k, str(v)) for k, v in settings.items()])
     )
+
+
+def _verify(bundle: Path, as_json: bool) -> None:
+    from seqtrain.errors import CheckpointError
+    from seqtrain.export.bundle import verify_bundle
+    from seqtrain.reporting import stdout_console, table, to_json
+
+    found = verify_bundle(bundle)
+    if as_json:
+        facts = {"passed": found.passed, "files": found.files, "examples": found.examples._asdict()}
+        print(to_json(facts, indent=1))
+    else:
+        rows = [*found.files.items(), ("largest difference of the examples", found.examples.worst)]
+        stdout_console().print(table(str(bundle), ("", "state"), rows))
+    if not found.passed:
+        raise CheckpointError(
+            f"{bundle}: is not what was exported: see the table. Copy it again, or export anew."
+        )

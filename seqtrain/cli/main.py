@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import seqtrain
-from seqtrain.cli import compare, config, data, evaluate, info, predict, train
+from seqtrain.cli import compare, config, data, embed, evaluate, export, info, predict, train
 from seqtrain.errors import SeqtrainError
 
 app = typer.Typer(
@@ -24,13 +24,16 @@ app.command("predict")(predict.predict)
 app.command("compare-norms")(compare.compare_norms)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.command("export")(export.export)
+app.command("embed")(embed.embed)
 app.command("info")(info.info)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"seqtrain {seqtrain.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -41,7 +41,7 @@ Overrides = Annotated[
 ]
 Fasta = Annotated[list[str], typer.Argument(metavar="FASTA...", help="Files; - is stdin.")]
 RunPath = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory that `seqtrain train` made.")
+    Path, typer.Argument(metavar="RUN", help="A run directory, or an exported bundle.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

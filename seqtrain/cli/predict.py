@@ -29,12 +29,12 @@ def predict(
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.evaluation.predict import predict_records
     from seqtrain.evaluation.tables import check_format, write_predictions
-    from seqtrain.training.checkpoint import load_run
+    from seqtrain.export.bundle import open_run
     from seqtrain.training.device import choose_device, choose_precision
 
     if output is not None:
         check_format(output)
-    loaded = load_run(run)
+    loaded = open_run(run)
     chosen = choose_device(device)
     budget = batch_size or loaded.config.batching.max_tokens
     assert budget is not None

@@ -1,0 +1,61 @@
+"""`seqtrain embed`: the encoder's vectors for FASTA records."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqtrain.cli import options
+
+
+def embed(
+    run: options.RunPath,
+    fasta: options.Fasta,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .npz or .parquet file.")],
+    per_residue: Annotated[
+        bool, typer.Option("--per-residue", help="A vector for each residue, not each record.")
+    ] = False,
+    pooling: Annotated[str, typer.Option(help="mean or max over the residues.")] = "mean",
+    layer: Annotated[
+        int, typer.Option(help="0: the embedding; i: the i-th block; -1: what the head sees.")
+    ] = -1,
+    dtype: Annotated[str, typer.Option(help="float32 or float16, of what is written.")] = "float32",
+    on_error: options.OnError = "fail",
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a vector for every record, or residue; rows keep the order of the input."""
+    if on_error not in ("fail", "skip"):
+        raise typer.BadParameter("--on-error takes fail or skip.")
+    from seqtrain.data.fasta import scan_fasta
+    from seqtrain.evaluation.embed import (
+        DTYPES,
+        check_embedding_format,
+        embed_records,
+        write_embeddings,
+    )
+    from seqtrain.export.bundle import open_run
+    from seqtrain.training.device import choose_device
+
+    check_embedding_format(output)
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"--dtype takes {' or '.join(DTYPES)}.")
+    loaded = open_run(run)
+    budget = batch_size or loaded.config.batching.max_tokens
+    assert budget is not None
+    embeddings = embed_records(
+        loaded.model.to(choose_device(device)),
+        loaded.tokenizer,
+        scan_fasta(fasta),
+        max_tokens=budget,
+        per_residue=per_residue,
+        pooling=pooling,
+        layer=layer,
+        dtype=dtype,
+        on_error=on_error,
+    )
+    number = write_embeddings(output, embeddings, per_residue=per_residue, dtype=dtype)
+    if not quiet:
+        print(f"{number:,} records written to {output}", file=sys.stderr)

@@ -1,0 +1,102 @@
+"""`seqtrain embed`: files that hold what the model says, in input order, in either format."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_runs import random_fasta, tiny_run
+from typer.testing import CliRunner
+
+from seqtrain import TrainedModel, load_model
+from seqtrain.cli.main import app
+from seqtrain.errors import ConfigError, FastaError
+from seqtrain.evaluation import embed
+
+LENGTHS = [9, 1, 30, 4]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> TrainedModel:
+    return load_model(run, device="cpu")
+
+
+@pytest.fixture
+def fasta(tmp_path: Path) -> Path:
+    """Four records, and two that cannot be read."""
+    path = random_fasta(tmp_path / "x.fasta", LENGTHS)
+    good = path.read_text().split(">")[1:]
+    path.write_text(">" + ">".join([good[0], "bad1\nMK1\n", *good[1:], "bad2\n---\n"]))
+    return path
+
+
+def good_records(fasta: Path) -> list[str]:
+    records = fasta.read_text().split(">")[1:]
+    return [text.split()[1] for text in records if text.startswith("r")]
+
+
+def embed_file(run: Path, fasta: Path, output: Path, *options: str) -> None:
+    command = ["embed", str(run), str(fasta), "-o", str(output), "--device", "cpu", *options]
+    said = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert said.exit_code == 0, said.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_npz_holds_one_row_per_record_and_nan_for_bad_ones(
+    run: Path, model: TrainedModel, fasta: Path, tmp_path: Path, dtype: str
+) -> None:
+    embed_file(run, fasta, tmp_path / "e.npz", "--on-error", "skip", "--dtype", dtype)
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as arrays:
+        assert arrays["ids"].tolist() == ["r0", "bad1", "r1", "r2", "r3", "bad2"]
+        assert arrays["lengths"].tolist() == [9, 0, 1, 30, 4, 0]
+        assert (arrays["status"] == "ok").tolist() == [True, False, True, True, True, False]
+        rows = arrays["embeddings"]
+    assert rows.dtype == dtype
+    assert np.isnan(rows[[1, 5]]).all()
+    expected = model.embed(good_records(fasta)).astype(dtype)
+    assert np.allclose(rows[[0, 2, 3, 4]], expected, atol=1e-3 if dtype == "float16" else 1e-6)
+
+
+def test_npz_per_residue_holds_all_rows_end_to_end(
+    run: Path, model: TrainedModel, fasta: Path, tmp_path: Path
+) -> None:
+    embed_file(run, fasta, tmp_path / "e.npz", "--on-error", "skip", "--per-residue")
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as arrays:
+        offsets, rows = arrays["offsets"], arrays["embeddings"]
+    expected = model.embed(good_records(fasta), per_residue=True)
+    for place, vectors in zip([0, 2, 3, 4], expected, strict=True):
+        assert np.allclose(rows[offsets[place] : offsets[place + 1]], vectors, atol=1e-6)
+    assert len(rows) == sum(LENGTHS)
+
+
+@pytest.mark.parametrize("per_residue", [False, True])
+def test_parquet_holds_the_same(
+    run: Path, model: TrainedModel, fasta: Path, tmp_path: Path, per_residue: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(embed, "ROWS_PER_GROUP", 2)
+    options = ["--per-residue"] if per_residue else []
+    embed_file(run, fasta, tmp_path / "e.parquet", "--on-error", "skip", *options)
+    rows = pq.read_table(tmp_path / "e.parquet").to_pylist()
+    assert [row["id"] for row in rows] == ["r0", "bad1", "r1", "r2", "r3", "bad2"]
+    assert [row["length"] for row in rows] == [9, 0, 1, 30, 4, 0]
+    assert rows[1]["embedding"] is None
+    found = [row["embedding"] for row in rows if row["status"] == "ok"]
+    for vectors, expected in zip(
+        found, model.embed(good_records(fasta), per_residue=per_residue), strict=True
+    ):
+        assert np.allclose(vectors, expected, atol=1e-6)
+
+
+def test_wrong_names_and_bad_records_leave_no_file(run: Path, fasta: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\.npz or \.parquet"):
+        embed_file(run, fasta, tmp_path / "e.csv")
+    with pytest.raises(ConfigError, match="--pooling"):
+        embed_file(run, fasta, tmp_path / "e.npz", "--pooling", "sum")
+    with pytest.raises(FastaError, match="bad1"):
+        embed_file(run, fasta, tmp_path / "e.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.fasta"]
