@@ -225,8 +225,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         console.print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", markup=False)
     for warning in data.report.get("warnings", []):
         console.print(f"warning: {warning}", markup=False)
-    megabytes = f"about {memory / 1e6:,.0f} MB (estimated)"
-    console.print(f"parameters: {parameters:,}; memory of a training step: {megabytes}")
+    megabytes = f"about {memory / 1e6:,.0f} MB beside the program (estimated)"
+    console.print(f"parameters: {parameters:,}; memory of training: {megabytes}")
 
 
 def _print_summary(run: "RunDir", summary: dict[str, Any], as_json: bool) -> None:
