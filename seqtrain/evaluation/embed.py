@@ -25,7 +25,10 @@ from seqtrain.nn.model import SequenceModel
 
 POOLINGS = {"mean": masked_mean, "max": masked_max}
 ROWS_PER_GROUP = 512
-DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+}
 
 
 @dataclass(frozen=True, eq=False)

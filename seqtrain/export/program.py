@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_letters
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ def fold_norms(model: SequenceModel) -> SequenceModel:
     return folded
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
+def _is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     return isinstance(module, MaskedBatchNorm | PlainBatchNorm)
 
 
@@ -77,7 +77,7 @@ class Program(nn.Module):
 
     def __init__(self, model: SequenceModel):
         super().__init__()
-        self.model = fold_norms(model)
+        self.model = fold_norms(model).requires_grad_(False)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """``(B, K)``, ``(B,)`` for a regression, ``(B, L, K)`` with zeros at padding by residue."""
