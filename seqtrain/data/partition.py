@@ -56,7 +56,10 @@ def given_parts(
         raise LabelError(reject_message(missing))
     parts = np.array([split_name(text) for text in texts])
     if not (parts == "train").any():
-        raise LabelError(f"{where}: no record is for training.")
+        raise LabelError(
+            f"{where}: no record is for training, all are for validation or test. Name every part "
+            "as files (--train, --valid, --test), or take the column out of the table."
+        )
     return Partition(parts, f"by {where}")
 
 
