@@ -111,4 +111,4 @@ def _write(norm: _BatchNorm, moments: Moments, num_batches: int) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.fill_(num_batches)
     if isinstance(norm, MaskedBatchNorm) and norm.running_weight is not None:
-        norm.running_weight.copy_(moments.n.flatten() / num_batches)
+        norm.running_weight.copy_(moments.n.flatten().double() / num_batches)

@@ -14,6 +14,21 @@ from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running
 from seqtrain.nn.norms.standardize import other_dims, standardize
 
 
+@torch.library.custom_op("seqtrain::kept", mutates_args=())
+def _kept(values: Tensor) -> Tensor:
+    """A copy that torch.compile saves for the backward pass.
+
+    Left to itself it computes ``r`` and ``d`` there again, from running statistics that this batch
+    has moved by then (https://github.com/pytorch/pytorch/pull/197039).
+    """
+    return values.clone()
+
+
+@_kept.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values)
+
+
 class MaskedBatchRenorm1d(MaskedBatchNorm1d):
     """Batch renormalization over real positions (Ioffe 2017, arXiv:1702.03275).
 
@@ -93,6 +108,7 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
             # Both are 1 and 0 in a channel that is normalized by the running statistics anyway.
             r = (settled.invstd / batch.invstd).clamp(1 / r_max, r_max)
             d = ((batch.mean - settled.mean) * settled.invstd).clamp(-d_max, d_max)
+            r, d = _kept(torch.stack([r, d])).unbind()
             running.update(moments, enough, self.momentum)
         scale, shift = r.flatten(), d.flatten()
         if self.weight is not None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -31,9 +32,13 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+# Kept from test to test: what torch.compile leaves in torch's own modules refers to them.
+_unchecked: dict[str, ModuleType] = {}
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """The package imported anew without shape checks, which torch.compile cannot trace."""
+    """The package imported without shape checks, which torch.compile cannot trace."""
 
     def of_package() -> list[str]:
         return [name for name in sys.modules if name.split(".")[0] == "seqtrain"]
@@ -41,9 +46,9 @@ def unchecked() -> Iterator[None]:
     checked = {name: sys.modules.pop(name) for name in of_package()}
     finders = sys.meta_path[:]
     sys.meta_path[:] = [f for f in finders if not type(f).__module__.startswith("jaxtyping")]
+    sys.modules.update(_unchecked)
     torch._dynamo.reset()
     yield
     sys.meta_path[:] = finders
-    for name in of_package():
-        del sys.modules[name]
+    _unchecked.update({name: sys.modules.pop(name) for name in of_package()})
     sys.modules.update(checked)

@@ -1,0 +1,129 @@
+"""Oracle 9: two or three gloo processes equal one process on the pooled batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from seqtrain.nn.norms import MaskedBatchNorm1d, MaskedSyncBatchNorm
+from seqtrain.nn.norms.moments import Moments, merge_moments
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sync_rank import CASES, CHANNELS, OPTIONS, batch, run
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What every rank found; processes are started once for all cases."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).with_name("sync_rank.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(request.param), str(folder)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(request.param)
+    ]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
+    assert not any(process.returncode for process in processes), "\n".join(messages)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def pooled_steps(case: str, world_size: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    return [
+        tuple(
+            torch.cat(parts)
+            for parts in zip(*(batch(case, rank, step) for rank in range(world_size)), strict=True)
+        )
+        for step in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_ranks_equal_the_pooled_batch(ranks: list[dict], case: str, option: str) -> None:
+    norm = MaskedBatchNorm1d(CHANNELS, channel_dim=-1, **OPTIONS[option]).double()
+    pooled = run(norm, pooled_steps(case, len(ranks)))
+    for name, expected in pooled.items():
+        parts = [found[case, option][name] for found in ranks]
+        if name.startswith(("out", "dx", "evaluation")):
+            together = torch.cat(parts)
+        elif name.startswith(("dweight", "dbias")):
+            together = torch.stack(parts).sum(0)
+        else:
+            assert all(torch.equal(part, parts[0]) for part in parts)
+            together = parts[0]
+        assert together.isfinite().all()
+        torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_averaging_the_means_of_ranks_would_be_wrong(ranks: list[dict]) -> None:
+    """The negative control: uneven counts need weights."""
+    (x, mask, _), _ = pooled_steps("uneven", len(ranks))
+    means = [
+        x[mask].mean(0) for x, mask, _ in (batch("uneven", rank, 0) for rank in range(len(ranks)))
+    ]
+    synced = ranks[0]["uneven", "plain"]["running_mean 0"]
+    torch.testing.assert_close(synced, 0.1 * x[mask].mean(0))
+    assert ((torch.stack(means).mean(0) * 0.1 - synced).abs() > 0.05).all()
+
+
+def test_without_a_mask_all_positions_of_all_ranks_count(ranks: list[dict]) -> None:
+    assert all(torch.equal(found["no mask"], ranks[0]["no mask"]) for found in ranks)
+    assert ranks[0]["no mask"].isfinite().all()
+
+
+def test_a_process_group_limits_who_shares(ranks: list[dict]) -> None:
+    steps = [batch("uneven", rank, 0) for rank in (0, 1)]
+    rows = torch.cat([x[mask] for x, mask, _ in steps])
+    for found in ranks[:2]:
+        torch.testing.assert_close(found["group"], 0.1 * rows.mean(0))
+
+
+def test_exact_statistics_are_pooled_over_ranks(ranks: list[dict]) -> None:
+    case = "one rank has nothing real"
+    steps = [batch(case, rank, step) for rank in range(len(ranks)) for step in (0, 1)]
+    rows = torch.cat([x[mask] for x, mask, _ in steps])
+    for found in ranks:
+        mean, var = found["exact"]
+        torch.testing.assert_close(mean, rows.mean(0))
+        torch.testing.assert_close(var, rows.var(0))
+
+
+def test_a_second_derivative_through_ranks_is_refused(ranks: list[dict]) -> None:
+    assert all("no second derivative" in found["second derivative"] for found in ranks)
+
+
+def test_merged_moments_keep_a_large_mean() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(n, 2) + 1e5 for n in (3, 500, 40)]
+    moments = Moments(
+        torch.tensor([[len(p)] for p in parts]),
+        torch.stack([p.double().mean(0).float() for p in parts]),
+        torch.stack([p.double().var(0, correction=0).float() * len(p) for p in parts]),
+    )
+    merged = merge_moments(moments)
+    exact = torch.cat(parts).double()
+    torch.testing.assert_close(merged.mean.double(), exact.mean(0), rtol=6e-8, atol=0)
+    torch.testing.assert_close(
+        merged.variance().double(), exact.var(0, correction=0), rtol=1e-3, atol=0
+    )
+    assert merged.n.item() == 543
+    empty = merge_moments(Moments(torch.zeros(2, 1), torch.zeros(2, 2), torch.zeros(2, 2)))
+    assert not empty.mean.any()
+    assert not empty.variance(1).any()
+
+
+def test_alone_it_is_the_masked_batch_norm() -> None:
+    x, mask, _ = batch("uneven", 0, 0)
+    sync = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
+    assert sync.ranks() is None
+    assert torch.equal(sync(x, mask), MaskedBatchNorm1d(CHANNELS, channel_dim=-1).double()(x, mask))
+    assert not isinstance(sync, torch.nn.SyncBatchNorm)
+    assert sync(torch.randn(2, 4, 2, 3).double()).shape == (2, 4, 2, 3)
+    with pytest.raises(ValueError, match="at least 2D"):
+        sync(torch.zeros(3))
