@@ -62,7 +62,11 @@ def normalize(norm: nn.Module, x: Tensor, layout: Layout) -> Tensor:
         isinstance(norm, MaskedLayerNorm) and norm.over == "sequence"
     )
     if layout.grids is None or not by_sequence:
-        out: Tensor = norm(x, layout.mask)
+        mask = layout.mask
+        if mask is None and x.shape[1] == 1:
+            # Without a mask torch's own batch norm runs, which refuses a single residue.
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool)
+        out: Tensor = norm(x, mask)
         return out
     alone = [grid.unpad(norm(grid.pad(x), grid.mask)) for grid in layout.grids]
     return torch.cat(alone, dim=1)

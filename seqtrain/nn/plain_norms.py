@@ -4,6 +4,7 @@ They are what a user would write without a mask, so that a comparison has someth
 with.
 """
 
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,8 +22,15 @@ class LeakyBatchNorm(nn.BatchNorm1d):
         input: Float[Tensor, "B L C"],
         mask: Bool[Tensor, "B L"] | None = None,  # noqa: ARG002  # every norm is called alike
     ) -> Float[Tensor, "B L C"]:
-        """Normalized states; whatever comes out at padding stays."""
-        return super().forward(input.flatten(0, 1)).view_as(input)
+        """Normalized states; whatever comes out at padding stays.
+
+        A single position has no variance: it is normalized as in evaluation.
+        """
+        rows = input.flatten(0, 1)
+        if len(rows) > 1:
+            return super().forward(rows).view_as(input)
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(rows, mean, var, self.weight, self.bias, eps=self.eps).view_as(input)
 
 
 class PlainBatchNorm(LeakyBatchNorm):
