@@ -39,6 +39,16 @@ def _fraction(value: float, name: str) -> None:
         raise ConfigError(f"{name}: expected a number in [0, 1), found {value}.")
 
 
+def check_device(value: str, name: str) -> None:
+    """Refuse what is no device's name; whether this machine has it is another question.
+
+    Raises:
+        ConfigError: says which names there are.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ConfigError(f"{name}: expected auto, cpu, mps, cuda or cuda:N, found {value!r}.")
+
+
 TASKS = (
     "classification",
     "multilabel",
@@ -343,10 +353,7 @@ class TrainerConfig:
         _at_least(self.seed, "trainer.seed", 0)
         _at_least(self.checkpoint_minutes, "trainer.checkpoint_minutes", 0)
         _one_of(self.precision, "trainer.precision", PRECISIONS)
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise ConfigError(
-                f"trainer.device: expected auto, cpu, mps, cuda or cuda:N, found {self.device!r}."
-            )
+        check_device(self.device, "trainer.device")
 
 
 @dataclass

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from seqtrain.config import check_device
 from seqtrain.errors import ConfigError
 
 
@@ -11,8 +12,9 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: this machine or this build of torch has no such device.
+        ConfigError: there is no such name, or this machine or build of torch has no such device.
     """
+    check_device(name, "device")
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if has_cuda else "mps" if has_mps else "cpu")
@@ -20,8 +22,7 @@ def choose_device(name: str) -> torch.device:
     missing = (device.type == "cuda" and not has_cuda) or (device.type == "mps" and not has_mps)
     if missing or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
-            f"trainer.device={name}: torch {torch.__version__} sees no such device here. "
-            "Use auto or cpu."
+            f"device {name}: torch {torch.__version__} sees no such device here. Use auto or cpu."
         )
     return device
 
@@ -29,19 +30,29 @@ def choose_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; ``auto`` is bfloat16 on a GPU that computes it, else float32.
 
-    Raises:
-        ConfigError: the device cannot compute in that precision.
+    What was trained in float16 on a GPU is computed in float32 on a CPU.
     """
     if name == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if on_gpu else torch.float32
     if name == "float16" and device.type == "cpu":
+        return torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
+    """As :func:`choose_precision`, for training.
+
+    Raises:
+        ConfigError: the device cannot train in that precision.
+    """
+    if name == "float16" and device.type == "cpu":
         raise ConfigError(
             "trainer.precision=float16: a CPU has no loss scaling to keep small gradients. "
             "Use bfloat16 or float32."
         )
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return choose_precision(name, device)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
