@@ -16,7 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from seqtrain.training.checkpoint import write_text
 from seqtrain.training.events import EpochEvent, StepEvent
 
 LOG_EVERY_SECONDS = 10.0
@@ -34,18 +36,18 @@ class JsonLines:
 
     def __init__(self, path: Path, step: int = 0):
         kept = [line for line in _read_lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        # By line: a checkpoint must never be ahead of the lines of its steps.
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def on_step(self, event: StepEvent) -> None:
         """Write a ``step`` line."""
         self._write({"kind": "step", **vars(event)})
 
     def on_epoch(self, event: EpochEvent) -> None:
-        """Write an ``epoch`` line and make sure that it is on disk."""
+        """Write an ``epoch`` line."""
         line = {k: v for k, v in vars(event).items() if k not in ("model", "confusion")}
         self._write({"kind": "epoch", **line})
-        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -251,11 +253,12 @@ def stdout_console() -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A rich table; the first column is text, the others are right-aligned."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    # As Text: a class or a file may be called "[red]", which a plain string would turn into a style.
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if number else "left")
+        drawn.add_column(Text(column), justify="right" if number else "left")
     for row in rows:
-        drawn.add_row(*(_cell(value) for value in row))
+        drawn.add_row(*(Text(_cell(value)) for value in row))
     return drawn
 
 

@@ -6,7 +6,6 @@ or YAML: nothing is pickled, so a run directory from a stranger cannot run code.
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -69,9 +68,14 @@ class RunDir:
         """The folder of the ``last`` or the ``best`` checkpoint."""
         return self.path / "checkpoints" / name
 
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether a checkpoint can be loaded, be it the one before a crash."""
+        folder = self.checkpoint(name)
+        return folder.exists() or _before(folder).exists()
+
     def holds_run(self) -> bool:
         """Whether a run was ever started here."""
-        return self.config.exists() or self.checkpoint("last").exists()
+        return self.config.exists() or self.has_checkpoint("last")
 
 
 def create_run(run: RunDir, config: RunConfig, data: Mapping[str, Any]) -> None:
@@ -112,10 +116,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: the disk is full or not writable; the old checkpoint is still there.
     """
-    partial, old = (
-        folder.with_name(folder.name + ".partial"),
-        folder.with_name(folder.name + ".old"),
-    )
+    partial, old = folder.with_name(folder.name + ".partial"), _before(folder)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -124,8 +125,8 @@ def save_checkpoint(
         if tensors is not None:
             torch.save(dict(tensors), partial / "optimizer.pt")
         write_text(partial / "state.json", json.dumps(dict(state), indent=1))
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if folder.exists():  # else the old one is all there is: a crash came between the renames
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         partial.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -146,9 +147,11 @@ def load_checkpoint(folder: Path, model: torch.nn.Module) -> dict[str, Any]:
     folder = _whole(folder)
     try:
         weights = load_file(folder / "model.safetensors")
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged: {error}.") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder}: the checkpoint is damaged: state.json holds no object.")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -167,14 +170,19 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     path = _whole(folder) / "optimizer.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{path}: the optimizer state is damaged: {error}.") from error
+    except Exception as error:  # whatever the unpickler meets in a damaged file, it raises
+        raise CheckpointError(f"{path}: the optimizer state is damaged: {error!r}.") from error
     return state
+
+
+def _before(folder: Path) -> Path:
+    """Where the checkpoint before lies while a new one takes its place."""
+    return folder.with_name(folder.name + ".old")
 
 
 def _whole(folder: Path) -> Path:
     """The checkpoint, or the one before it if a crash came between the two renames."""
-    old = folder.with_name(folder.name + ".old")
+    old = _before(folder)
     if not folder.exists() and old.exists():
         return old
     if not folder.exists():
@@ -211,13 +219,14 @@ def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
             "Name what `seqtrain train -o` made."
         )
     try:
-        data: dict[str, Any] = json.loads(run.data.read_text(encoding="utf-8"))
+        data = json.loads(run.data.read_text(encoding="utf-8"))
         config = read_run_config(run.config)
     except (ValueError, OSError, ConfigError) as error:
         raise CheckpointError(f"{run.path}: the run directory is damaged: {error}") from error
-    if data.get("format") != FORMAT:
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{run.data}: expected format {FORMAT}, found {data.get('format')!r}. "
+            f"{run.data}: expected format {FORMAT}, found {found!r}. "
             "Use the seqtrain version that wrote it."
         )
     return config, data
@@ -238,9 +247,11 @@ def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
     try:
         tokenizer = Tokenizer.from_dict(data["tokenizer"])
         codec = LabelCodec.from_dict(data["labels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run.data}: tokenizer or labels are damaged: {error!r}.") from error
-    model = build_model(config, tokenizer, codec)
+        model = build_model(config, tokenizer, codec)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(
+            f"{run.path}: settings, tokenizer or labels are damaged: {error!r}."
+        ) from error
     state = load_checkpoint(run.checkpoint(checkpoint), model)
     return LoadedRun(model.eval(), config, tokenizer, codec, data, state)
 
@@ -252,8 +263,14 @@ class RunLock:
         self.path = run.path / ".lock"
 
     def __enter__(self) -> "RunLock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("w")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path.parent}: cannot be written: {error.strerror}. "
+                "Choose another --run-dir."
+            ) from error
         with suppress(ImportError):  # no fcntl on Windows: there is no lock then
             import fcntl
 

@@ -13,7 +13,7 @@ import torch
 
 from seqtrain.data.batching import Batch, collate, plan_batches
 from seqtrain.data.store import SequenceDataset
-from seqtrain.errors import TrainingError
+from seqtrain.errors import CheckpointError, TrainingError
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.checkpoint import (
     RunDir,
@@ -110,6 +110,7 @@ class Trainer:
         is_half = settings.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self._stop = False
+        self._since_save = time.monotonic()
 
     def fit(self) -> Progress:
         """Train until the last epoch or until patience ends; returns where the run stands.
@@ -118,11 +119,11 @@ class Trainer:
             TrainingError: a loss was not finite; nothing was updated with it.
             KeyboardInterrupt: the run was interrupted; its last checkpoint is written.
         """
-        self._since_save = time.monotonic()
         with self._graceful_interrupt():
             while not self.progress.done:
                 self._fit_epoch()
                 self._end_epoch()
+                self._interrupt_if_asked()
         return self.progress
 
     def resume(self) -> None:
@@ -134,13 +135,16 @@ class Trainer:
         folder = self.run.checkpoint("last")
         state = load_checkpoint(folder, self.model)
         tensors = load_training_state(folder)
-        self.progress = Progress(**state["progress"])
-        self.optimizer.load_state_dict(tensors["optimizer"])
-        self.schedule.load_state_dict(tensors["schedule"])
-        self.scaler.load_state_dict(tensors["scaler"])
-        torch.set_rng_state(tensors["rng"])
-        if "cuda_rng" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["cuda_rng"], self.device)
+        try:
+            self.progress = Progress(**state["progress"])
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.schedule.load_state_dict(tensors["schedule"])
+            self.scaler.load_state_dict(tensors["scaler"])
+            torch.set_rng_state(tensors["rng"])
+            if "cuda_rng" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["cuda_rng"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: the checkpoint is damaged: {error!r}.") from error
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         settings = self.settings
@@ -161,11 +165,19 @@ class Trainer:
             is_packed = self.settings.batching == "packed"
             self._step([collate(self.train, index, packed=is_packed) for index in group])
             self.progress.batch = first + len(group)
-            if self._stop:
-                self._save_last()
-                raise KeyboardInterrupt
-            if time.monotonic() - self._since_save > 60 * self.settings.checkpoint_minutes:
-                self._save_last()
+            if self.progress.batch < len(plan):  # the end of the epoch saves in any case
+                self._save_if_due()
+
+    def _save_if_due(self) -> None:
+        waited = time.monotonic() - self._since_save
+        if self._stop or waited > 60 * self.settings.checkpoint_minutes:
+            self._save_last()
+        self._interrupt_if_asked()
+
+    def _interrupt_if_asked(self) -> None:
+        """Called where the last checkpoint is that of this very step."""
+        if self._stop:
+            raise KeyboardInterrupt
 
     def _step(self, batches: Sequence[Batch]) -> None:
         """One optimizer step; the gradient is that of the mean over all that the batches count."""
@@ -178,25 +190,31 @@ class Trainer:
                 logits = self.model(on_device.tokens, on_device.lengths, on_device.packed)
             total, count = self.objective(self.model, on_device, logits)
             loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
-            self._check_finite(loss_sum, batches)
+            self._check_finite("loss", loss_sum, batches)
             self.scaler.scale(total).backward()
-        grad_norm = self._update(loss_count)
+        grad_norm = self._average_gradient(loss_count)
+        if not self.scaler.is_enabled():  # which leaves out such a step by itself
+            self._check_finite("norm of the gradient", grad_norm, batches)
+        self._update(grad_norm)
         self._count(batches, loss_sum, loss_count, time.monotonic() - began)
         self._tell_step(batches, loss_sum / max(loss_count, 1e-12), grad_norm, began)
 
-    def _update(self, loss_count: float) -> float:
-        """Divide the summed gradient by the count, clip, step; returns the norm before clipping."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    def _average_gradient(self, loss_count: float) -> float:
+        """Divide the summed gradient by the count; returns its norm."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
         torch._foreach_div_(gradients, max(loss_count, 1e-12))
-        norm = torch.nn.utils.get_total_norm(gradients)
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _update(self, grad_norm: float) -> None:
+        """Clip and step."""
         if self.settings.clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.settings.clip_norm, torch.tensor(grad_norm)
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        return float(norm)
 
     def _count(
         self, batches: Sequence[Batch], loss_sum: float, loss_count: float, seconds: float
@@ -209,13 +227,13 @@ class Trainer:
         progress.positions += sum(batch.mask.numel() for batch in batches)
         progress.seconds += seconds
 
-    def _check_finite(self, loss_sum: float, batches: Sequence[Batch]) -> None:
-        if np.isfinite(loss_sum):
+    def _check_finite(self, what: str, value: float, batches: Sequence[Batch]) -> None:
+        if np.isfinite(value):
             return
         ids = [self.train.ids[i] for batch in batches for i in batch.index.tolist()]
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise TrainingError(
-            f"step {self.progress.step + 1}: the loss is {loss_sum}, so no step was taken. "
+            f"step {self.progress.step + 1}: the {what} is {value}, so no step was taken. "
             f"The records of this step: {shown}. Lower optim.lr, or look at these records."
         )
 
@@ -332,7 +350,11 @@ class Trainer:
 
 
 def _is_better(value: float, best: float | None, monitor: str) -> bool:
-    """Whether ``value`` beats ``best``; the first value always does, NaN otherwise never."""
+    """Whether ``value`` beats ``best``.
+
+    The first value does, and NaN never beats a number. While the metric is not defined, every
+    epoch is the best so far, so that the newest weights are kept and patience does not run out.
+    """
     if best is None or np.isnan(best):
         return True
     return value > best if HIGHER_IS_BETTER[monitor] else value < best
