@@ -2,13 +2,20 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from seqtrain.nn.norms import MaskedBatchNorm1d, MaskedSyncBatchNorm
+from seqtrain.nn.norms import (
+    MaskedBatchNorm1d,
+    MaskedSyncBatchNorm,
+    masked_batch_norm,
+    update_bn_stats,
+)
 from seqtrain.nn.norms.moments import Moments, merge_moments
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -127,3 +134,44 @@ def test_alone_it_is_the_masked_batch_norm() -> None:
     assert sync(torch.randn(2, 4, 2, 3).double()).shape == (2, 4, 2, 3)
     with pytest.raises(ValueError, match="at least 2D"):
         sync(torch.zeros(3))
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[dist.ProcessGroup]:
+    """A group of one rank, in this process."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/one", rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mask_channels", [1, CHANNELS])
+def test_a_group_of_one_changes_nothing(alone: dist.ProcessGroup, mask_channels: int) -> None:
+    x, mask, grad = batch("uneven", 0, 0)
+    mask = mask[..., None].repeat(1, 1, mask_channels)
+    weight = torch.randn(CHANNELS, dtype=torch.float64)
+    results = []
+    for group in (None, alone):
+        leaf = x.clone().requires_grad_()
+        out = masked_batch_norm(
+            leaf, mask, weight=weight, training=True, channel_dim=-1, group=group
+        )
+        out.backward(grad)
+        results.append((out, leaf.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    leaf = x.clone().requires_grad_()
+    out = masked_batch_norm(leaf, mask, training=True, channel_dim=-1, group=alone)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.sum(), leaf, create_graph=True)
+    whole = torch.randn(3, 5, CHANNELS)
+    torch.testing.assert_close(
+        masked_batch_norm(whole, training=True, channel_dim=-1, group=alone),
+        masked_batch_norm(whole, training=True, channel_dim=-1),
+    )
+    assert MaskedSyncBatchNorm(CHANNELS).ranks() is None
+    norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
+    norm.ranks = lambda: alone
+    update_bn_stats(norm, [(x, mask)], lambda norm, b: norm(*b))
+    rows = x[mask[..., 0]]
+    torch.testing.assert_close(norm.running_mean, rows.mean(0))
+    torch.testing.assert_close(norm.running_var, rows.var(0))
