@@ -41,8 +41,7 @@ def write_onnx(loaded: LoadedRun, path: Path) -> None:
     proto = exported.model_proto
     _name_dimensions(proto.graph)
     for node in proto.graph.node:
-        # Where in whose source tree an operation came from serves nobody else.
-        del node.metadata_props[:]
+        del node.metadata_props[:]  # the tracer's notes, of use to nobody who runs the graph
     onnx.helper.set_model_props(proto, program_metadata(loaded))
     try:
         onnx.save(proto, path)
@@ -59,7 +58,9 @@ def read_onnx(path: Path) -> Runner:
     _require("onnxruntime")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # waiting threads would take time from whatever else runs
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         results: np.ndarray = session.run(None, {"tokens": tokens, "lengths": lengths})[0]

@@ -95,7 +95,11 @@ def trace(model: SequenceModel) -> Any:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     shapes = {"tokens": {0: batch, 1: length}, "lengths": {0: batch}}
     with torch.no_grad():
-        return torch.export.export(Program(model), (tokens, lengths), dynamic_shapes=shapes)
+        program = torch.export.export(Program(model), (tokens, lengths), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        # Where in whose source tree an operation came from serves nobody else.
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def write_program(loaded: LoadedRun, path: Path) -> None:

@@ -156,7 +156,10 @@ def test_an_onnx_file_says_what_goes_in_and_out(exported: tuple[LoadedRun, Runne
         "probabilities": ["batch", 3],
     }
     assert not {"BatchNormalization", "Dropout"} & {node.op_type for node in proto.graph.node}
-    assert b"seqtrain/nn" not in exported[2].read_bytes()
+
+
+def test_an_exported_file_names_no_source_file(exported: tuple[LoadedRun, Runner, Path]) -> None:
+    assert b"nn/model.py" not in exported[2].read_bytes()
 
 
 @pytest.mark.parametrize("exported", [("onnx", "classes")], ids=["onnx"], indirect=True)
