@@ -169,9 +169,11 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     """
     path = _whole(folder) / "optimizer.pt"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler meets in a damaged file, it raises
         raise CheckpointError(f"{path}: the optimizer state is damaged: {error!r}.") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: the optimizer state is damaged: it is no dictionary.")
     return state
 
 
