@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from seqtrain.data.fasta import Record
 from seqtrain.data.label_table import header_labels, read_labels, split_name
-from seqtrain.errors import LabelError
+from seqtrain.errors import DataError, LabelError
 
 
 @pytest.fixture
@@ -68,6 +68,12 @@ def test_tables_may_be_many(write):
     assert table.values == {"a": "x", "b": "z"}
     assert table.sources == {"a": first, "b": second}
     assert table.splits == {"b": "dev"}
+
+
+def test_same_table_twice_is_refused(write):
+    path = write("id,label\na,x\n")
+    with pytest.raises(DataError, match="is given twice"):
+        read_labels([path, path])
 
 
 def test_standard_input_may_hold_the_labels(monkeypatch):

@@ -48,7 +48,7 @@ def test_labels_fasta_is_a_residue_task():
 
 @given(st.lists(names, min_size=2).filter(lambda values: len(set(values)) > 1))
 def test_every_class_has_its_index_in_sorted_order(values):
-    codec = LabelCodec.fit("classification", values)
+    codec = LabelCodec.fit("classification", iter(values))
     assert list(codec.classes) == sorted(set(values))
     assert codec.num_outputs == len(set(values))
     assert [codec.classes[codec.encode(value)] for value in values] == values

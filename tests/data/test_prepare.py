@@ -92,8 +92,8 @@ def test_labels_in_headers_are_enough(folder):
     data = prepare_data(train=[folder.write("train.fa", text)])
     assert parts_of(data)["test"] == ["p0", "p1", "p2", "p3"]
     assert data.codec.classes == ("x", "y")
-    assert "split" in data.report["split"]["how"]
-    assert "headers" in data.report["label_source"]
+    assert data.report["split"]["how"].startswith("by the headers (split=...); of train 0.1 for")
+    assert data.report["label_source"] == "the headers (label=...)"
 
 
 def test_regression_is_scaled_by_training_targets_alone(folder):
@@ -286,6 +286,21 @@ def test_class_is_never_taken_out_of_train_altogether(folder, method):
         assert all(data.train.targets.sum(axis=0) > 0)
         assert len(data.valid) > 0
     assert method == "stratified" or "back in train" in data.report["split"]["how"]
+
+
+def test_no_more_records_come_back_to_train_than_its_classes_need(folder):
+    records = peptides(40)
+    labels = {key: "pair" if n < 2 else "rest" for n, key in enumerate(records)}
+    settings = {"train": [folder.fasta("a.fa", records)], "labels": [folder.table(labels)]}
+    told = []
+    for seed in range(12):
+        data = prepare_data(**settings, valid_fraction=0.5, split_method="random", seed=seed)
+        if "back in train" in data.report["split"]["how"]:
+            told.append(seed)
+            assert "(1 back in train" in data.report["split"]["how"]
+            assert data.report["parts"]["train"]["classes"]["pair"] == 1
+            assert data.report["parts"]["valid"]["classes"]["pair"] == 1
+    assert told
 
 
 def test_similar_records_stay_together_when_asked_for(folder):
@@ -664,6 +679,16 @@ def test_protein_model_refuses_nucleotides_and_the_other_way_round(folder):
     model = trained(folder, "ACGT")
     with pytest.raises(FastaError, match="look like protein, but are read as dna"):
         read_for_model([protein], model.tokenizer, model.codec)
+
+
+def test_model_refuses_files_that_play_two_parts_or_hold_another_kind_of_label(folder):
+    model = trained(folder)
+    fasta = folder.write("x.fa", ">x label=a\nMK\n")
+    with pytest.raises(FastaError, match="is given twice"):
+        read_for_model([fasta], model.tokenizer, model.codec, labels=[fasta])
+    residues = folder.write("labels.fa", ">x\nHH\n")
+    with pytest.raises(LabelError, match="holds one letter per residue, but classification"):
+        read_for_model([fasta], model.tokenizer, model.codec, labels=[residues])
 
 
 def test_short_poly_alanine_is_no_reason_to_refuse(folder):
