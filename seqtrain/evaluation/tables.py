@@ -3,10 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -74,19 +74,19 @@ def write_predictions(
     cells = iter(extra[1]) if extra else None
     rows = (row(p, codec) + ([next(cells)] if cells else []) for p in predictions)
     if path is None:
-        return _write_tsv(sys.stdout, names, rows, codec)
+        return _write_tsv(sys.stdout.write, names, rows, codec)
     check_format(path)
     with _whole_file(path) as partial:
         if path.suffix == ".parquet":
             return _write_parquet(partial, names, rows, codec)
         with partial.open("w", encoding="utf-8") as file:
             if path.suffix == ".jsonl":
-                return _write_jsonl(file, names, rows)
-            return _write_tsv(file, names, rows, codec)
+                return _write_jsonl(file.write, names, rows)
+            return _write_tsv(file.write, names, rows, codec)
 
 
 def check_format(path: Path) -> None:
-    """Refuse a file name that no format goes by.
+    """Refuse a file name that no format goes by, or where no file can be.
 
     Raises:
         ConfigError: says which there are.
@@ -100,6 +100,8 @@ def check_format(path: Path) -> None:
         raise ConfigError(
             f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
         )
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected the name of a file.")
 
 
 @contextmanager
@@ -124,13 +126,16 @@ def _meaning(codec: LabelCodec) -> str:
 
 
 def _write_tsv(
-    file: IO[str], names: Sequence[str], rows: Iterable[Sequence[Any]], codec: LabelCodec
+    write: Callable[[str], Any],
+    names: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    codec: LabelCodec,
 ) -> int:
-    file.write(f"# {_meaning(codec)}\n")
-    file.write("\t".join(names) + "\n")
+    write(f"# {_meaning(codec)}\n")
+    write("\t".join(map(_text, names)) + "\n")
     number = 0
     for cells in rows:
-        file.write("\t".join(map(_text, cells)) + "\n")
+        write("\t".join(map(_text, cells)) + "\n")
         number += 1
     return number
 
@@ -143,10 +148,12 @@ def _text(cell: Any) -> str:
     return str(cell).replace("\t", " ").replace("\n", " ")
 
 
-def _write_jsonl(file: IO[str], names: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+def _write_jsonl(
+    write: Callable[[str], Any], names: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> int:
     number = 0
     for cells in rows:
-        file.write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
+        write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
         number += 1
     return number
 
@@ -160,9 +167,8 @@ def _write_parquet(
     def kind(name: str) -> Any:
         if name == "length":
             return pa.int64()
-        is_number = name.startswith("prob_") or (
-            name == "prediction" and codec.task == "regression"
-        )
+        is_value = codec.task == "regression" and name in ("prediction", "target")
+        is_number = is_value or name.startswith("prob_")
         return pa.float32() if is_number else pa.string()
 
     schema = pa.schema(
