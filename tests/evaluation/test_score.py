@@ -1,0 +1,252 @@
+"""What ``seqtrain eval`` says, each number against one computed another way."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from tiny_models import CODECS
+from tiny_training import IGNORED, tiny_dataset
+
+from seqtrain.data.store import SequenceDataset
+from seqtrain.errors import CheckpointError
+from seqtrain.evaluation.score import (
+    Evaluation,
+    TrainingPart,
+    alarms,
+    evaluate,
+    residue_losses,
+)
+from seqtrain.reporting import to_json
+from seqtrain.training.outputs import Outputs
+
+TASKS = sorted(CODECS)
+
+
+def random_outputs(dataset: SequenceDataset, task: str, seed: int = 0) -> Outputs:
+    """Answers that are better than chance."""
+    rng = np.random.default_rng(seed)
+    assert dataset.targets is not None
+    if task == "regression":
+        values = dataset.targets + rng.normal(size=len(dataset)).astype(np.float32)
+        return Outputs(values.astype(np.float32), 0.5)
+    if task == "multilabel":
+        raw = dataset.targets * 0.4 + rng.random((len(dataset), 3)) * 0.6
+        return Outputs(raw.astype(np.float32), 0.5)
+    raw = rng.random((len(dataset.targets), 3)) + np.eye(3)[dataset.targets.clip(min=0)]
+    return Outputs((raw / raw.sum(axis=1, keepdims=True)).astype(np.float32), 0.5)
+
+
+def scored(task: str, num_records: int = 60, **options: Any) -> tuple[Evaluation, Any, Any]:
+    dataset = tiny_dataset(task, num_records, seed=5)
+    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), 3)
+    outputs = random_outputs(dataset, task)
+    names = CODECS[task].classes
+    found = evaluate(outputs, dataset, task, names, training, num_draws=200, **options)
+    return found, dataset, outputs
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_json_has_the_shape_of_the_contract(task: str) -> None:
+    found, dataset, _ = scored(task)
+    said = json.loads(to_json(found.to_dict()))
+    assert {"n", "task", "metrics", "by_length", "baselines"} <= set(said)
+    assert (said["n"], said["task"]) == (len(dataset), task)
+    for metric in said["metrics"].values():
+        assert set(metric) == {"value", "low", "high"}
+        assert metric["low"] <= metric["value"] <= metric["high"]
+    assert "majority" in said["baselines"]
+    assert said["classes"] == list(CODECS[task].classes)
+
+
+def test_classification_equals_scikit_learn() -> None:
+    found, dataset, outputs = scored("classification")
+    said = outputs.values.argmax(axis=1)
+    truth = dataset.targets
+    wanted = {
+        "accuracy": sk.accuracy_score(truth, said),
+        "macro_f1": sk.f1_score(truth, said, average="macro"),
+        "mcc": sk.matthews_corrcoef(truth, said),
+        "loss": -np.log(outputs.values[np.arange(len(truth)), truth]).mean(),
+        "macro_auroc": sk.roc_auc_score(
+            np.eye(3)[truth], outputs.values, average="macro", multi_class="ovr"
+        ),
+    }
+    for name, value in wanted.items():
+        assert found.metrics[name].value == pytest.approx(value, rel=1e-5), name
+    assert found.confusion is not None
+    np.testing.assert_array_equal(found.confusion, sk.confusion_matrix(truth, said))
+
+
+def test_regression_equals_scikit_learn_and_its_loss_is_that_given() -> None:
+    losses = np.linspace(0, 1, 60)
+    found, dataset, outputs = scored("regression", record_losses=losses)
+    assert found.metrics["r2"].value == pytest.approx(sk.r2_score(dataset.targets, outputs.values))
+    assert found.metrics["loss"].value == pytest.approx(0.5)
+    assert found.confusion is None
+
+
+def test_residues_count_alike_and_records_are_drawn() -> None:
+    found, dataset, outputs = scored("residue_classification")
+    counted = dataset.targets != IGNORED
+    truth, said = dataset.targets[counted], outputs.values.argmax(axis=1)[counted]
+    assert found.metrics["accuracy"].value == pytest.approx(sk.accuracy_score(truth, said))
+    loss = -np.log(outputs.values[counted, truth]).mean()
+    assert found.metrics["loss"].value == pytest.approx(loss, rel=1e-5)
+    assert found.confusion is not None
+    assert found.confusion.sum() == counted.sum()
+    commonest = found.baselines["majority"]["accuracy"]
+    training = tiny_dataset("residue_classification", 80, seed=6).targets
+    assert training is not None
+    majority = np.bincount(training[training >= 0]).argmax()
+    assert commonest == pytest.approx((truth == majority).mean())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bins_of_lengths_partition_the_records_and_score_each_part(task: str) -> None:
+    found, dataset, outputs = scored(task)
+    rows = found.by_length
+    assert sum(row["n"] for row in rows) == len(dataset)
+    assert 2 <= len(rows) <= 5
+    assert rows[0]["shortest"] == dataset.lengths.min()
+    assert rows[-1]["longest"] == dataset.lengths.max()
+    for before, after in pairwise(rows):
+        assert before["longest"] < after["shortest"]
+    for bin_ in rows:
+        chosen = np.flatnonzero(
+            (dataset.lengths >= bin_["shortest"]) & (dataset.lengths <= bin_["longest"])
+        )
+        assert len(chosen) == bin_["n"]
+        if task == "residue_classification":
+            where = dataset.positions(chosen)
+            where = where[dataset.targets[where] >= 0]
+            right = outputs.values[where].argmax(axis=1) == dataset.targets[where]
+            assert bin_["accuracy"] == pytest.approx(right.mean())
+        if task == "classification":
+            right = outputs.values[chosen].argmax(axis=1) == dataset.targets[chosen]
+            assert bin_["accuracy"] == pytest.approx(right.mean())
+        if task == "regression":
+            error = np.abs(outputs.values[chosen] - dataset.targets[chosen]).mean()
+            assert bin_["mae"] == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_record_is_evaluated(task: str) -> None:
+    dataset = tiny_dataset(task, lengths=[1], seed=2)
+    outputs = random_outputs(dataset, task)
+    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), 3)
+    found = evaluate(outputs, dataset, task, CODECS[task].classes, training, num_draws=10)
+    assert (found.n, len(found.by_length)) == (1, 1)
+    json.loads(to_json(found.to_dict()))
+
+
+def test_equal_lengths_make_one_bin() -> None:
+    dataset = tiny_dataset(lengths=[7] * 20)
+    outputs = random_outputs(dataset, "classification")
+    found = evaluate(outputs, dataset, "classification", ("a", "b", "c"), num_draws=10)
+    assert [row["n"] for row in found.by_length] == [20]
+    assert found.baselines == {}
+
+
+def test_losses_of_residues_are_summed_by_record() -> None:
+    dataset = tiny_dataset("residue_classification", lengths=[3, 2, 1])
+    assert dataset.targets is not None
+    dataset.targets[:] = [0, IGNORED, 2, 1, 1, IGNORED]
+    probabilities = np.full((6, 3), 0.25, np.float32)
+    probabilities[2, 2] = 0.5
+    found = residue_losses(probabilities, dataset)
+    log4 = np.log(4)
+    np.testing.assert_allclose(found, [[log4 + np.log(2), 2], [2 * log4, 2], [0, 0]])
+
+
+def test_a_probability_of_zero_gives_a_large_loss_and_no_infinity() -> None:
+    dataset = tiny_dataset("residue_classification", lengths=[1])
+    assert dataset.targets is not None
+    dataset.targets[:] = 0
+    found = residue_losses(np.array([[0, 1, 0]], np.float32), dataset)
+    assert 10 < found[0, 0] < 20
+
+
+class TestTrainingPart:
+    @pytest.mark.parametrize("task", TASKS)
+    def test_it_comes_back_from_disk(self, tmp_path: Path, task: str) -> None:
+        part = TrainingPart.of(tiny_dataset(task), 3)
+        part.write(tmp_path / "part.npz")
+        found = TrainingPart.read(tmp_path / "part.npz")
+        np.testing.assert_array_equal(found.lengths, part.lengths)
+        np.testing.assert_array_equal(found.targets, part.targets)
+        assert found.targets.dtype == part.targets.dtype
+
+    @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.99])
+    def test_one_cut_short_is_told(self, tmp_path: Path, kept: float) -> None:
+        path = tmp_path / "part.npz"
+        TrainingPart.of(tiny_dataset(), 3).write(path)
+        raw = path.read_bytes()
+        path.write_bytes(raw[: int(kept if kept >= 1 else len(raw) * kept)])
+        with pytest.raises(CheckpointError, match=r"part\.npz.*damaged"):
+            TrainingPart.read(path)
+
+    def test_flipped_bytes_never_end_in_another_error(self, tmp_path: Path) -> None:
+        path = tmp_path / "part.npz"
+        TrainingPart.of(tiny_dataset(num_records=200), 3).write(path)
+        raw, rng = path.read_bytes(), np.random.default_rng(0)
+        refused = 0
+        for _ in range(200):
+            spoilt = bytearray(raw)
+            for place in rng.integers(len(raw), size=rng.choice([1, 5, 50])):
+                spoilt[place] = rng.integers(256)
+            path.write_bytes(spoilt)
+            try:
+                TrainingPart.read(path)
+            except CheckpointError:
+                refused += 1
+        assert refused > 100
+
+    def test_a_pickle_in_it_is_not_executed(self, tmp_path: Path) -> None:
+        path = tmp_path / "part.npz"
+        strange = np.array([{"a": 1}], dtype=object)
+        np.savez(path, lengths=strange, targets=strange)
+        with pytest.raises(CheckpointError):
+            TrainingPart.read(path)
+
+
+class TestAlarms:
+    def raised(
+        self, metric: float, baseline: float, values: np.ndarray, task: str = "classification"
+    ) -> list[str]:
+        names = {"classification": "mcc", "regression": "r2", "multilabel": "macro_auroc"}
+        name = names[task]
+        baselines = {"length_only": {name: baseline}}
+        return alarms({name: metric}, baselines, Outputs(values, 0.0), task)
+
+    varied = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+
+    def test_a_good_model_raises_none(self) -> None:
+        assert self.raised(0.8, 0.3, self.varied) == []
+
+    @pytest.mark.parametrize("metric", [0.3, 0.1, float("nan")])
+    def test_no_better_than_a_baseline(self, metric: float) -> None:
+        (found,) = self.raised(metric, 0.3, self.varied)
+        assert "length-only" in found
+        assert "0.300" in found
+
+    def test_always_the_same_class(self) -> None:
+        values = np.array([[0.9, 0.1], [0.6, 0.4]], np.float32)
+        (found,) = self.raised(0.8, 0.3, values)
+        assert "every prediction is the same" in found
+
+    def test_always_the_same_value(self) -> None:
+        constant = np.full(5, 2.5, np.float32)
+        assert "same" in self.raised(0.8, 0.3, constant, "regression")[0]
+        assert self.raised(0.8, 0.3, np.array([1.0, 2.0], np.float32), "regression") == []
+
+    def test_labels_are_the_same_only_if_every_probability_is(self) -> None:
+        constant = np.tile(np.array([0.2, 0.7], np.float32), (4, 1))
+        assert "same" in self.raised(0.8, 0.3, constant, "multilabel")[0]
+        assert self.raised(0.8, 0.3, self.varied, "multilabel") == []
+
+    def test_one_record_is_not_called_constant(self) -> None:
+        assert self.raised(0.8, 0.3, self.varied[:1]) == []
