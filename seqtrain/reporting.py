@@ -253,7 +253,7 @@ def stdout_console() -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A rich table; the first column is text, the others are right-aligned."""
-    # As Text: a class or a file may be called "[red]", which a plain string would turn into a style.
+    # As Text: a file or class called "[red]" would else become a style.
     drawn = Table(title=Text(title), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         drawn.add_column(Text(column), justify="right" if number else "left")
@@ -263,6 +263,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.4g}" if abs(value) >= 10 else f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    size = abs(value)
+    if math.isnan(value):
+        return "–"
+    if 0 < size < 0.001:
+        return f"{value:.2e}"
+    return f"{value:.3f}" if size < 10 else f"{value:.4g}" if size < 1000 else f"{value:,.0f}"

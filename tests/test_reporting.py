@@ -1,0 +1,268 @@
+"""What a run says of itself: lines, events, words."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import tiny_model
+
+from seqtrain import reporting
+from seqtrain.reporting import (
+    JsonLines,
+    PlainLines,
+    ProgressBar,
+    TensorBoard,
+    confusion_figure,
+    table,
+    to_json,
+)
+from seqtrain.training.events import EpochEvent, Observer, StepEvent
+
+
+def step_event(step: int, **changes: Any) -> StepEvent:
+    fields: dict[str, Any] = {
+        "num_steps": 20,
+        "epoch": 1 + (step - 1) // 10,
+        "loss": 1 / step,
+        "lr": 0.1,
+        "grad_norm": 2.0,
+        "residues_per_second": 12345.6,
+        "padding_share": 0.25,
+    }
+    return StepEvent(step=step, **{**fields, **changes})
+
+
+def epoch_event(epoch: int, **changes: Any) -> EpochEvent:
+    fields: dict[str, Any] = {
+        "num_epochs": 2,
+        "step": 10 * epoch,
+        "train_loss": 0.5,
+        "valid": {"loss": 0.25, "mcc": 0.75},
+        "monitor": "mcc",
+        "is_best": epoch == 1,
+        "best": 0.75,
+        "residues_per_second": 12345.6,
+        "padding_share": 0.25,
+        "seconds": 61.0,
+        "model": tiny_model(),
+        "confusion": np.array([[3, 1], [0, 4]]),
+    }
+    return EpochEvent(epoch=epoch, **{**fields, **changes})
+
+
+@contextmanager
+def watching(observer: Observer) -> Iterator[Observer]:
+    try:
+        yield observer
+    finally:
+        observer.close()
+
+
+def two_epochs(observer: Observer) -> None:
+    for epoch in (1, 2):
+        for step in range(10 * epoch - 9, 10 * epoch + 1):
+            observer.on_step(step_event(step))
+        observer.on_epoch(epoch_event(epoch))
+
+
+class TestJson:
+    def test_numbers_that_json_lacks_become_null(self) -> None:
+        value = {"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "c": (1, None)}
+        text = to_json(value)
+        assert json.loads(text) == {"a": None, "b": [None, None, 1.5], "c": [1, None]}
+        assert "NaN" not in text
+        assert "Infinity" not in text
+
+    def test_numpy_scalars_become_plain_numbers(self) -> None:
+        value = {np.int64(3): np.float32(0.5), "b": np.bool_(True), "c": np.float64("nan")}
+        assert json.loads(to_json(value)) == {"3": 0.5, "b": True, "c": None}
+
+
+class TestJsonLines:
+    def lines(self, path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def test_every_step_and_epoch_is_a_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        with watching(JsonLines(path)) as observer:
+            two_epochs(observer)
+        lines = self.lines(path)
+        assert [line["kind"] for line in lines] == (["step"] * 10 + ["epoch"]) * 2
+        assert lines[0] == {"kind": "step", **vars(step_event(1))}
+        assert lines[10]["valid"] == {"loss": 0.25, "mcc": 0.75}
+        assert not {"model", "confusion"} & set(lines[10])
+
+    def test_a_line_is_on_disk_as_soon_as_it_is_told(self, tmp_path: Path) -> None:
+        """A checkpoint may follow at once, and a kill after that."""
+        path = tmp_path / "metrics.jsonl"
+        with watching(JsonLines(path)) as observer:
+            observer.on_step(step_event(1))
+            assert len(self.lines(path)) == 1
+
+    def test_going_on_drops_what_will_be_made_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        with watching(JsonLines(path)) as observer:
+            two_epochs(observer)
+        whole = path.read_text()
+        with watching(JsonLines(path, step=13)) as observer:
+            assert [line["step"] for line in self.lines(path)] == [*range(1, 11), 10, 11, 12, 13]
+            for step in range(14, 21):
+                observer.on_step(step_event(step))
+            observer.on_epoch(epoch_event(2))
+        assert path.read_text() == whole
+
+    @pytest.mark.parametrize("damage", ['{"kind": "step", "ste', "\x00\x00", "[1]", "3", "{}", ""])
+    def test_a_line_cut_short_is_dropped(self, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "metrics.jsonl"
+        with watching(JsonLines(path)) as observer:
+            observer.on_step(step_event(1))
+        whole = path.read_text()
+        path.write_text(whole + damage)
+        JsonLines(path, step=1).close()
+        assert path.read_text() == whole
+
+    def test_a_new_run_begins_with_no_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(json.dumps({"kind": "step", "step": 1}) + "\n")
+        JsonLines(path).close()
+        assert path.read_text() == ""
+
+
+SETTINGS = {"optim.lr": "0.1", "encoder.name": "cnn"}
+
+
+class TestTensorBoard:
+    def written(self, folder: Path) -> EventAccumulator:
+        accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        accumulator.Reload()
+        return accumulator
+
+    def test_scalars_histograms_and_the_confusion_matrix_are_written(self, tmp_path: Path) -> None:
+        with watching(TensorBoard(tmp_path, SETTINGS, ["a", "b"])) as observer:
+            two_epochs(observer)
+        found = self.written(tmp_path)
+        tags = found.Tags()
+        names = ("loss", "lr", "grad_norm", "residues_per_second", "padding_share")
+        assert {f"train/{name}" for name in names} <= set(tags["scalars"])
+        assert [e.step for e in found.Scalars("train/loss")] == list(range(1, 21))
+        assert [e.value for e in found.Scalars("valid/mcc")] == [0.75, 0.75]
+        assert [e.value for e in found.Scalars("final/mcc")] == [0.75]
+        assert tags["images"] == ["valid/confusion"]
+        histograms = tags["histograms"]
+        model = tiny_model()
+        running = [n for n, _ in model.named_buffers() if n.endswith(("_mean", "_var"))]
+        assert sorted(histograms) == sorted(f"norms/{name}" for name in running)
+        assert "_hparams_/experiment" in found.summary_metadata
+
+    def test_going_on_hides_the_events_that_will_be_made_again(self, tmp_path: Path) -> None:
+        for first in (1, 6):
+            observer = TensorBoard(tmp_path, SETTINGS, [], step=first - 1)
+            for step in range(first, 11):
+                observer.on_step(step_event(step, loss=float(first)))
+            observer.close()
+        values = [(e.step, e.value) for e in self.written(tmp_path).Scalars("train/loss")]
+        assert values == [(s, 1.0) for s in range(1, 6)] + [(s, 6.0) for s in range(6, 11)]
+
+    def test_a_task_without_classes_has_no_confusion_matrix(self, tmp_path: Path) -> None:
+        with watching(TensorBoard(tmp_path, SETTINGS, [])) as observer:
+            observer.on_epoch(epoch_event(1, confusion=None))
+        assert self.written(tmp_path).Tags()["images"] == []
+
+    def test_an_undefined_metric_is_written_too(self, tmp_path: Path) -> None:
+        with watching(TensorBoard(tmp_path, SETTINGS, [])) as observer:
+            observer.on_epoch(epoch_event(1, valid={"loss": 1.0, "mcc": math.nan}))
+        assert math.isnan(self.written(tmp_path).Scalars("valid/mcc")[0].value)
+
+
+class TestConfusionFigure:
+    def test_cells_hold_counts_and_colours_are_shares_of_the_true_class(self) -> None:
+        counts = np.array([[3, 1], [0, 0]])
+        figure = confusion_figure(counts, ["first", "second"])
+        axes = figure.axes[0]
+        np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0, 0]])
+        texts = {t.get_position(): t.get_text() for t in axes.texts}
+        assert texts == {(0, 0): "3", (1, 0): "1"}
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+        assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second"]
+
+    def test_strange_names_are_drawn(self) -> None:
+        figure = confusion_figure(np.eye(2, dtype=int), ["$x", "_y [red]"])
+        figure.canvas.draw()
+
+
+class TestPlainLines:
+    def test_an_epoch_is_a_line_with_every_number_named(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with watching(PlainLines()) as observer:
+            two_epochs(observer)
+        said = capsys.readouterr()
+        assert said.out == ""
+        first, second = said.err.splitlines()
+        for words in (
+            "epoch 1/2",
+            "train loss 0.5000",
+            "valid loss 0.2500",
+            "valid mcc 0.7500 *",
+            "12,346 residues/s",
+            "padding 25%",
+            "1 min 01 s",
+        ):
+            assert words in first
+        assert "*" not in second
+
+    def test_a_long_epoch_gives_a_sign_of_life(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = 0.0
+        monkeypatch.setattr(reporting.time, "monotonic", lambda: clock)
+        observer = PlainLines()
+        for step in range(5, 11):  # a resumed run: four steps were done before
+            clock += 6
+            observer.on_step(step_event(step))
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3
+        # Two steps took 12 s and 14 are left.
+        assert "step 6/20" in lines[0]
+        assert "at most 1 min 24 s left" in lines[0]
+
+
+class TestProgressBar:
+    def test_a_terminal_shows_loss_metric_speed_padding_and_time_left(self) -> None:
+        console = Console(file=StringIO(), force_terminal=True, width=160)
+        with watching(ProgressBar(console)) as observer:
+            two_epochs(observer)
+            observer._progress.refresh()
+        written = console.file.getvalue()
+        for words in ("epoch 2", "step 20/20", "loss 0.0500", "residues/s", "padding 25%"):
+            assert words in written
+        assert "valid mcc 0.7500 *" in written
+
+
+class TestTable:
+    def drawn(self, *arguments: Any) -> str:
+        console = Console(file=StringIO(), width=100)
+        console.print(table(*arguments))
+        return console.file.getvalue()
+
+    def test_numbers_are_rounded_for_reading(self) -> None:
+        numbers = (0.0, 0.123456, -0.00001234, 12.3456, 12345.6, 1234567)
+        text = self.drawn("t", ("a", "b"), [("x", number) for number in numbers])
+        cells = [line.split("│")[2].strip() for line in text.splitlines() if "│" in line]
+        assert cells == ["0.000", "0.123", "-1.23e-05", "12.35", "12,346", "1,234,567"]
+
+    def test_what_is_not_defined_is_a_dash(self) -> None:
+        assert "–" in self.drawn("t", ("a", "b"), [("x", math.nan)])
+
+    def test_names_from_users_are_no_markup(self) -> None:
+        """A class may be called ``[red]`` or ``[/b]``."""
+        text = self.drawn("file[1].fa", ("[bold]", "[/b]"), [("[red]", "[/]")])
+        assert all(part in text for part in ("file[1].fa", "[bold]", "[/b]", "[red]", "[/]"))
