@@ -1,20 +1,30 @@
 """`seqtrain compare-norms`: the same training with one norm after the other."""
 
+import csv
+import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seqtrain.cli import options
-from seqtrain.errors import CheckpointError
+from seqtrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from seqtrain.compare.run import Arm
+    from seqtrain.compare.analysis import Analysis
+    from seqtrain.compare.plan import Arm, Comparison
+    from seqtrain.compare.run import Result
+
+DEFAULT_NORMS = "masked_batch,batch,leaky_batch,masked_layer,layer,none"
+BUNDLED_CONFIG = "compare"
+BUNDLED_RECORDS = 800
 
 
 def compare_norms(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for runs and tables.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for arms, tables, figures and report.")
+    ],
     overrides: options.Overrides = None,
     train: options.TrainFiles = None,
     valid: options.ValidFiles = None,
@@ -26,38 +36,243 @@ def compare_norms(
     config_name: options.ConfigName = "config",
     config_dir: options.ConfigDir = None,
     norms: Annotated[
-        str, typer.Option(help="Names of norms, separated by commas.")
-    ] = "masked_batch,batch",
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings per norm.")] = 3,
+        str, typer.Option(help="Norms, separated by commas; the first is the reference.")
+    ] = DEFAULT_NORMS,
+    batching: Annotated[
+        str, typer.Option(help="random, bucketed, packed: one or several, separated by commas.")
+    ] = "random",
+    encoders: Annotated[
+        str | None, typer.Option(help="cnn, transformer or both; the config's if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings per condition.")] = 5,
+    records: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many records at most, by chance.")
+    ] = None,
+    clusters: Annotated[
+        Path | None,
+        typer.Option(help="TSV of record id and cluster id: whole clusters are resampled."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time such as 30m or 4h: epochs and seeds are cut to fit.")
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="local (one after the other), processes or slurm.")
+    ] = "local",
+    jobs: Annotated[int, typer.Option(min=1, help="Arms at a time, unless local.")] = 2,
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="For submitit, repeatable: timeout_min=60, mem_gb=8, slurm_partition=gpu.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished arms.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Train with each norm from the same weights on the same batches, and tabulate.
+    """Train with each norm from the same weights on the same batches, and report what differs.
 
-    The spread is the standard deviation over seeds. The padding shift is the largest change of a
-    logit when a record is padded to twice its length: zero if results do not depend on padding.
+    With nothing but --output it compares small models on part of the bundled data in a few
+    minutes. Read report.html first; docs/compare.md says how everything is measured.
     """
-    from seqtrain.compare.run import compare_norms as run_comparison
-    from seqtrain.compare.run import summarize_rows
-    from seqtrain.config import NormConfig, load_config
-    from seqtrain.pipeline import plan_run
-    from seqtrain.reporting import stdout_console, table
-    from seqtrain.training.metrics import primary_metric
+    from seqtrain.compare.run import open_comparison
 
-    names = [NormConfig(name=name.strip()).name for name in norms.split(",")]
-    if output.exists() and any(output.iterdir()) and not resume:
-        raise CheckpointError(
-            f"{output}: is not empty. Go on with --resume, or choose another --output."
+    files = (train, valid, test, labels, overrides, config_dir, records)
+    notes: list[str] = []
+    if config_name == "config" and not any(files):
+        config_name, records = BUNDLED_CONFIG, BUNDLED_RECORDS
+        notes.append(
+            f"Bundled default: a small model trained briefly on at most {records} of the bundled "
+            "records, chosen by chance. Name your own files for numbers that mean something to you."
         )
     values = options.data_values(train, valid, test, labels, label_column, id_column, split_column)
     own = options.with_own_data(overrides, train)
-    plan = plan_run(load_config(config_name, own, config_dir=config_dir, values=values))
+    settings = (config_name, own, config_dir, values)
+    names = (_names(norms, "norms"), _names(batching, "batching"))
+    comparison = _comparison(*settings, *names, encoders, seeds, records)
+    groups = None if clusters is None else _read_clusters(clusters)
+    if launcher not in ("local", "processes", "slurm"):
+        raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
+    if budget is not None:
+        comparison, note = _fit(comparison, budget, output, jobs if launcher != "local" else 1)
+        notes.append(note)
+    open_comparison(comparison, output, resume=resume)
+    for note in notes:
+        _say(note, quiet)
+    try:
+        results = _run(comparison, output, launcher, jobs, resources, quiet)
+    except KeyboardInterrupt:
+        print(
+            "seqtrain: interrupted; finished arms are kept: give the same command with --resume.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    _report(comparison, results, output, groups, notes, quiet)
 
-    def tell(arm: "Arm", number: int, total: int) -> None:
-        print(f"arm {number}/{total}: {arm.name}", file=sys.stderr, flush=True)
 
-    rows = run_comparison(plan, names, seeds, output, resume=resume, tell=tell)
-    metric = primary_metric(plan.data.codec.task)
-    columns = ("norm", "seeds", metric, "spread", "loss", "padding shift", "seconds")
-    title = f"{rows[0]['part']} part, means over seeds"
-    stdout_console().print(table(title, columns, summarize_rows(rows, metric)))
-    print(f"every arm: {output / 'results.csv'}", file=sys.stderr)
+def _comparison(
+    config_name: str,
+    overrides: list[str],
+    config_dir: Path | None,
+    values: dict[str, Any],
+    norms: list[str],
+    batchings: list[str],
+    encoders: str | None,
+    seeds: int,
+    records: int | None,
+) -> "Comparison":
+    """Every plan over the same data, read once."""
+    from seqtrain.compare.plan import Comparison, conditions_of, limit_records
+    from seqtrain.config import BatchingConfig, NormConfig, load_config
+    from seqtrain.defaults import choose_settings
+    from seqtrain.pipeline import plan_run
+
+    for name in norms:
+        NormConfig(name=name)
+    for name in batchings:
+        BatchingConfig(kind=name)
+
+    def load(extra: list[str]) -> Any:
+        return load_config(config_name, [*overrides, *extra], config_dir=config_dir, values=values)
+
+    chosen = [None] if encoders is None else [f"encoder={e}" for e in _names(encoders, "encoders")]
+    configs = [load([item] if item else []) for item in chosen]
+    first = plan_run(configs[0])
+    if records is not None:
+        first = limit_records(first, records)
+    plans = {}
+    for config in configs:
+        data = first.data
+        resolved, choices = choose_settings(
+            config, data.train.lengths, data.codec.task, data.tokenizer.alphabet.name
+        )
+        plans[resolved.encoder.name] = dataclasses.replace(first, config=resolved, choices=choices)
+    return Comparison(plans, conditions_of(norms, batchings, plans), seeds)
+
+
+def _names(text: str, option: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"--{option}: expected names separated by commas, found {text!r}.")
+    return names
+
+
+def _fit(
+    comparison: "Comparison", budget: str, output: Path, jobs: int
+) -> tuple["Comparison", str]:
+    """The comparison with fewer epochs and seeds, and what to say of it."""
+    import json
+
+    from seqtrain.compare.budget import Fit, fit_budget, parse_duration, time_one_arm
+
+    try:
+        seconds = parse_duration(budget)
+    except ValueError as error:
+        raise ConfigError(f"--budget: {error}.") from error
+    wanted = max(plan.config.trainer.max_epochs or 1 for plan in comparison.plans.values())
+    kept = output / "budget.json"
+    if kept.exists():
+        fit = Fit(**json.loads(kept.read_text(encoding="utf-8")))
+    else:
+        epoch, beside = time_one_arm(comparison)
+        most = Fit(wanted, comparison.num_seeds, seconds)
+        fit = fit_budget(seconds * jobs, epoch, beside, len(comparison.conditions), most)
+    for plan in comparison.plans.values():
+        plan.config.trainer.max_epochs = min(fit.epochs, plan.config.trainer.max_epochs or 1)
+    note = (
+        f"--budget {budget}: {fit.epochs} of {wanted} epochs and {fit.seeds} of "
+        f"{comparison.num_seeds} seeds, about {fit.seconds / jobs / 60:.1f} minutes."
+    )
+    return dataclasses.replace(comparison, num_seeds=fit.seeds), note
+
+
+def _read_clusters(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file, delimiter="\t") if row]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    for number, row in enumerate(rows, 1):
+        if len(row) < 2:
+            raise DataError(
+                f"{path}: line {number}: expected a record id, a tab and a cluster id, "
+                f"found {row[0]!r}."
+            )
+    return {row[0]: row[1] for row in rows}
+
+
+def _run(
+    comparison: "Comparison",
+    output: Path,
+    launcher: str,
+    jobs: int,
+    resources: list[str] | None,
+    quiet: bool,
+) -> "list[Result]":
+    from seqtrain.compare.run import run_arms
+
+    def tell(arm: "Arm", number: int, total: int, left: float | None) -> None:
+        when = "" if left is None else f", about {_minutes(left)} left"
+        _say(f"arm {number}/{total}: {arm.name}{when}", quiet)
+
+    if launcher == "local":
+        return run_arms(comparison, output, tell)
+    from seqtrain.compare.launch import launch_arms
+
+    given = _resources(resources or [])
+    return launch_arms(comparison, output, launcher, num_jobs=jobs, resources=given, tell=tell)
+
+
+def _resources(items: list[str]) -> dict[str, Any]:
+    """Values as YAML reads them: numbers are numbers."""
+    import yaml
+
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--resources {item}: expected KEY=VALUE.")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def _report(
+    comparison: "Comparison",
+    results: "list[Result]",
+    output: Path,
+    clusters: dict[str, str] | None,
+    notes: list[str],
+    quiet: bool,
+) -> None:
+    from seqtrain.compare.analysis import analyse
+    from seqtrain.compare.report import condition_rows, text_of, write_report
+    from seqtrain.errors import TrainingError
+    from seqtrain.reporting import stdout_console, table
+
+    failed = [r for r in results if r["status"] != "ok"]
+    for r in failed:
+        message = r.get("error", "not trained; see jobs/")
+        print(
+            f"failed: {r['norm']}-{r['batching']}-{r['encoder']}-seed{r['seed']}: {message}",
+            file=sys.stderr,
+        )
+    if len(failed) == len(results):
+        raise TrainingError(f"{output}: every arm failed; the first: {failed[0].get('error')}")
+    analysis: Analysis = analyse(comparison, results, output, clusters=clusters, notes=notes)
+    write_report(analysis, output)
+    rows = condition_rows(analysis)
+    cells = [[text_of(value) for value in row.values()] for row in rows]
+    keep = [i for i, name in enumerate(rows[0]) if not name.startswith("residues to")]
+    columns = [list(rows[0])[i] for i in keep]
+    title = f"{analysis.part} part, means over seeds"
+    stdout_console().print(table(title, columns, [[row[i] for i in keep] for row in cells]))
+    print(analysis.conclusion)
+    _say(f"report: {output / 'report.html'}", quiet)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

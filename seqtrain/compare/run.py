@@ -1,142 +1,281 @@
-"""Train every arm of a comparison and tabulate what differs."""
+"""Train and measure the arms of a comparison; finished ones are kept."""
 
-import copy
-import csv
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from seqtrain.data.batching import collate
-from seqtrain.data.store import SequenceDataset
-from seqtrain.pipeline import Plan, train_run
-from seqtrain.training.checkpoint import RunDir, RunLock, load_run
+from seqtrain.compare.measures import (
+    calibration_error,
+    metric_by,
+    padded_outputs,
+    padding_shift,
+    running_statistics_error,
+    train_eval_losses,
+)
+from seqtrain.compare.plan import (
+    Arm,
+    Comparison,
+    Condition,
+    Witness,
+    check_same_start,
+    check_same_training,
+)
+from seqtrain.config import config_to_dict
+from seqtrain.errors import CheckpointError
+from seqtrain.pipeline import (
+    Plan,
+    build_objective,
+    build_trainer,
+    fingerprints,
+    flatten,
+)
+from seqtrain.reporting import JsonLines, TensorBoard, to_json
+from seqtrain.training.checkpoint import RunDir, RunLock, create_run, load_run, write_text
+from seqtrain.training.device import choose_device
+from seqtrain.training.events import EpochEvent, StepEvent
 from seqtrain.training.metrics import primary_metric
+from seqtrain.training.outputs import predict_outputs, score_outputs
+from seqtrain.training.trainer import Progress
 
-SHIFT_RECORDS = 64
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One condition of the comparison."""
-
-    norm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The folder of its run."""
-        return f"{self.norm}-seed{self.seed}"
+Result = dict[str, Any]
+Tell = Callable[[Arm, int, int, float | None], None]
 
 
-def compare_norms(
-    plan: Plan,
-    norms: Sequence[str],
-    num_seeds: int,
-    folder: Path,
-    *,
-    resume: bool = False,
-    tell: Callable[[Arm, int, int], None] = lambda *_: None,
-) -> list[dict[str, Any]]:
-    """One row per arm; ``results.csv`` holds them too.
+def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> None:
+    """Make the folder of a comparison, or make sure that it is the one to go on with.
 
-    Data, splits and chosen settings are those of ``plan`` in every arm. Within a seed all arms
-    begin with the same weights (norms begin as constants and draw none), and see the same batches
-    in the same order.
+    Raises:
+        CheckpointError: it holds something else, or a comparison of other data or settings.
+    """
+    file = folder / "comparison.json"
+    now = json.loads(to_json(_identity(comparison)))
+    if file.exists() and resume:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != now:
+            flat = flatten(before), flatten(now)
+            keys = sorted(k for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k))
+            raise CheckpointError(
+                f"{folder}: --resume needs the settings and data of before, but these differ: "
+                f"{', '.join(keys)}. Give the same, or choose another --output."
+            )
+    elif folder.exists() and any(folder.iterdir()) and not resume:
+        raise CheckpointError(
+            f"{folder}: is not empty. Go on with --resume, or choose another --output."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, to_json(now, indent=1) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}.") from error
+
+
+def _identity(comparison: Comparison) -> dict[str, Any]:
+    """What must stay the same for arms to be comparable; norms and seeds may be added."""
+    first = next(iter(comparison.plans.values()))
+    settings = {}
+    for name, plan in comparison.plans.items():
+        settings[name] = config_to_dict(plan.config)
+        settings[name]["batching"].pop("kind")
+        settings[name]["norm"].pop("name")
+    return {"settings": settings, "data": fingerprints(first.data)}
+
+
+def run_arms(comparison: Comparison, folder: Path, tell: Tell = lambda *_: None) -> list[Result]:
+    """Every arm, one after the other; a failed one is recorded and the rest go on.
 
     Args:
-        plan: From ``plan_run``.
-        norms: Names of norms.
-        num_seeds: Seeds 0, 1, ...
-        folder: Where the runs go.
-        resume: Keep finished arms, go on with the unfinished.
-        tell: Called before each arm with its number and the number of all.
+        comparison: What to train.
+        folder: From :func:`open_comparison`; finished arms in it are kept.
+        tell: Called before each arm that is trained with its number, the number of all, and
+            the seconds left if they can be told.
     """
-    arms = [Arm(norm, seed) for seed in range(num_seeds) for norm in norms]
-    rows = []
-    for number, arm in enumerate(arms, 1):
-        tell(arm, number, len(arms))
-        run = RunDir(folder / arm.name)
-        with RunLock(run):
-            rows.append(_row(arm, _train_arm(plan, arm, run, resume), run, plan))
-    _write_csv(folder / "results.csv", rows)
-    return rows
+    arms = comparison.arms()
+    todo = [arm for arm in arms if not is_finished(folder, arm)]
+    began = time.monotonic()
+    for seed in sorted({arm.seed for arm in todo}):
+        check_same_start(comparison, seed)
+    for done, arm in enumerate(todo):
+        left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
+        tell(arm, arms.index(arm) + 1, len(arms), left)
+        run_arm(comparison.plan(arm), arm, folder)
+    return collect(comparison, folder)
 
 
-def _train_arm(plan: Plan, arm: Arm, run: RunDir, resume: bool) -> dict[str, Any]:
-    if resume and run.summary.exists():
-        finished: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-        return finished
-    config = copy.deepcopy(plan.config)
-    config.norm.name = arm.norm
-    config.trainer.seed = arm.seed
-    arm_plan = dataclasses.replace(plan, config=config)
-    return train_run(arm_plan, run, resume=resume and run.holds_run())
+def is_finished(folder: Path, arm: Arm) -> bool:
+    """Whether an arm was trained and measured without an error."""
+    return _read(folder / arm.name / "arm.json").get("status") == "ok"
 
 
-def _row(arm: Arm, summary: dict[str, Any], run: RunDir, plan: Plan) -> dict[str, Any]:
-    part = "test" if plan.data.test is not None else "valid"
-    dataset = plan.data.test if plan.data.test is not None else plan.data.valid
-    metric = primary_metric(summary["task"])
+def run_arm(plan: Plan, arm: Arm, folder: Path) -> Result:
+    """Train one arm from its beginning and measure it; writes ``arm.json`` and ``outputs.npy``.
+
+    An error ends this arm alone and is written down. Only an interruption is let through.
+    """
+    run = RunDir(folder / arm.name)
+    with RunLock(run):
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(run.path / name, ignore_errors=True)
+        (run.path / "arm.json").unlink(missing_ok=True)
+        head: Result = {**vars(arm.condition), "seed": arm.seed}
+        try:
+            result = {**head, "status": "ok", **_train_and_measure(plan, run)}
+        except Exception as error:  # whatever it is, the other arms are worth having
+            message = f"{type(error).__name__}: {error}"
+            trace = traceback.format_exc()
+            result = {**head, "status": "failed", "error": message, "traceback": trace}
+        write_text(run.path / "arm.json", to_json(result, indent=1) + "\n")
+    return result
+
+
+def collect(comparison: Comparison, folder: Path) -> list[Result]:
+    """What is known of every arm, in order; those that saw other batches are failed ones.
+
+    The first finished arm of a seed, batching and encoder is what the others are held against.
+    """
+    results = []
+    witnesses: dict[tuple[str, str, int], Sequence[Mapping[str, str]]] = {}
+    for arm in comparison.arms():
+        result = _read(folder / arm.name / "arm.json")
+        result = result or {**vars(arm.condition), "seed": arm.seed, "status": "missing"}
+        if result["status"] == "ok":
+            key = (arm.condition.batching, arm.condition.encoder, arm.seed)
+            try:
+                check_same_training(
+                    arm.name, result["witness"], witnesses.setdefault(key, result["witness"])
+                )
+            except ValueError as error:
+                result |= {"status": "failed", "error": str(error)}
+        results.append(result)
+    return results
+
+
+def outputs_of(folder: Path, condition: Condition, seed: int) -> np.ndarray:
+    """The outputs of a finished arm on the part that it is scored on."""
+    values: np.ndarray = np.load(folder / Arm(condition, seed).name / "outputs.npy")
+    return values
+
+
+def _read(path: Path) -> Result:
+    try:
+        result: Result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return result
+
+
+class _Curve:
+    """An observer that keeps the learning curve and the speed."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.points: list[dict[str, Any]] = []
+        self.speeds: list[float] = []
+
+    def on_step(self, event: StepEvent) -> None:
+        self.speeds.append(event.residues_per_second)
+
+    def on_epoch(self, event: EpochEvent) -> None:
+        self.points.append(
+            {
+                "epoch": event.epoch,
+                "step": event.step,
+                "train_loss": event.train_loss,
+                "valid_loss": event.valid["loss"],
+                "value": event.valid[self.metric],
+                "padding_share": event.padding_share,
+            }
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def _train_and_measure(plan: Plan, run: RunDir) -> Result:
+    config, data = plan.config, plan.data
+    report = {
+        "tokenizer": data.tokenizer.to_dict(),
+        "labels": data.codec.to_dict(),
+        "fingerprints": fingerprints(data),
+        **data.report,
+    }
+    create_run(run, config, report)
+    trainer = build_trainer(plan, run)
+    curve, witness = _Curve(primary_metric(data.codec.task)), Witness()
+    settings = {key: str(value) for key, value in flatten(config_to_dict(config)).items()}
+    trainer.observers = [
+        JsonLines(run.metrics),
+        TensorBoard(run.tensorboard, settings, data.codec.classes),
+        curve,
+        witness,
+    ]
+    try:
+        with witness.watching():
+            progress = trainer.fit()
+    finally:
+        for observer in trainer.observers:
+            observer.close()
     return {
-        "norm": arm.norm,
-        "seed": arm.seed,
-        "part": part,
-        metric: summary[part]["metrics"][metric]["value"],
-        "loss": summary[part]["metrics"]["loss"]["value"],
-        "padding_shift": padding_shift(run.path, dataset),
-        "best_epoch": summary["best_epoch"],
-        "seconds": summary["seconds"],
+        **_measure(plan, run),
+        "best_epoch": progress.best_epoch,
+        "curve": curve.points,
+        "witness": witness.epochs,
+        **_cost(plan, progress, curve),
     }
 
 
-@torch.inference_mode()
-def padding_shift(run: Path, dataset: SequenceDataset, factor: int = 2) -> float:
-    """How far a record's logits move when padding is added: the largest difference.
-
-    The first records are each computed alone, and again padded to ``factor`` times their length.
-    """
-    model = load_run(run).model
-    shift = 0.0
-    for i in range(min(SHIFT_RECORDS, len(dataset))):
-        alone = collate(dataset, np.array([i]))
-        padded = collate(dataset, np.array([i]), pad_to=factor * alone.tokens.shape[1])
-        a = model(alone.tokens, alone.lengths)
-        b = model(padded.tokens, padded.lengths)
-        if dataset.per_residue:
-            b = b[:, : a.shape[1]]
-        shift = max(shift, float((a - b).abs().max()))
-    return shift
+def _cost(plan: Plan, progress: Progress, curve: _Curve) -> Result:
+    return {
+        "steps": progress.step,
+        "residues": progress.epoch * len(plan.data.train.tokens),
+        "seconds": progress.seconds,
+        "microseconds_per_residue": 1e6 / max(statistics.median(curve.speeds), 1e-9),
+        "padding_share": curve.points[-1]["padding_share"],
+    }
 
 
-def summarize_rows(rows: Sequence[dict[str, Any]], metric: str) -> list[tuple[Any, ...]]:
-    """One row per norm: seeds, mean and spread of the metric, loss, padding shift, seconds."""
-    table = []
-    for norm in dict.fromkeys(row["norm"] for row in rows):
-        mine = [row for row in rows if row["norm"] == norm]
-        values = np.array([row[metric] for row in mine])
-        spread = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-        table.append(
-            (
-                norm,
-                len(mine),
-                float(values.mean()),
-                spread,
-                float(np.mean([row["loss"] for row in mine])),
-                f"{max(row['padding_shift'] for row in mine):.1e}",
-                float(np.mean([row["seconds"] for row in mine])),
-            )
-        )
-    return table
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _measure(plan: Plan, run: RunDir) -> Result:
+    """Everything about the best checkpoint; writes its outputs."""
+    config, data = plan.config, plan.data
+    task, num_classes = data.codec.task, data.codec.num_outputs
+    scored = data.test if data.test is not None else data.valid
+    model = load_run(run.path).model.to(choose_device(config.trainer.device))
+    budget, metric = config.batching.max_tokens, primary_metric(task)
+    assert budget is not None
+    objective = build_objective(config, data).plain()
+    is_packed = config.batching.kind == "packed"
+    outputs = predict_outputs(model, scored, objective, max_tokens=budget, packed=is_packed)
+    np.save(run.path / "outputs.npy", outputs.values)
+    metrics = score_outputs(outputs, scored, task, num_classes)
+    padded, shares = padded_outputs(model, scored, budget)
+    in_training, in_evaluation = train_eval_losses(
+        model,
+        data.train,
+        objective,
+        batching=config.batching.kind,
+        max_tokens=budget,
+        max_sequences=config.batching.max_sequences,
+        seed=config.trainer.seed,
+    )
+    shift = padding_shift(model, scored)
+    return {
+        "metric": metric,
+        "metrics": metrics,
+        "padding_shift": {name: values.tolist() for name, values in shift.items()},
+        "running_statistics": running_statistics_error(model, data.train, budget),
+        "loss_as_in_training": in_training,
+        "loss_as_in_evaluation": in_evaluation,
+        "calibration_error": calibration_error(outputs, scored, task),
+        "by_length": metric_by(scored.lengths, outputs, scored, task, num_classes, metric),
+        "by_padding": metric_by(shares, padded, scored, task, num_classes, metric),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(next(model.parameters()).device),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,198 @@
+"""``results.csv``, ``report.md``, ``report.html`` and the figures of a comparison."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from seqtrain.compare.analysis import (
+    Analysis,
+    arm_row,
+    condition_of,
+    statistics_error,
+    worst_shift,
+)
+from seqtrain.compare.figures import CAPTIONS, TITLES, draw_figures
+from seqtrain.training.checkpoint import write_text
+
+TITLE = "Norms compared"
+CONDITIONS_CAPTION = (
+    "Means over seeds; ± is the standard deviation over seeds. Shift: largest change of any logit "
+    "by padding or neighbours. Running mean error: in standard deviations, from the exact "
+    "statistics. Gap: loss in evaluation less loss as in training, on training batches."
+)
+CONTRASTS_CAPTION = (
+    "Condition less reference, paired by seed and record: 95 % bootstrap interval, permutation "
+    "p-value, the same after Holm's correction, effect size (Cohen's d over seeds), and the "
+    "smallest true difference that would be found with a chance of 80 %."
+)
+
+Row = Mapping[str, Any]
+
+
+def write_report(analysis: Analysis, folder: Path) -> None:
+    """Write everything that a reader needs into ``folder``."""
+    rows = [arm_row(analysis, result) for result in analysis.results]
+    _write_csv(folder / "results.csv", rows)
+    figures = draw_figures(analysis, folder / "figures")
+    write_text(folder / "report.md", _markdown(analysis, list(figures)))
+    write_text(folder / "report.html", _page(analysis, figures, rows))
+
+
+def condition_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One line per condition: seeds, score, loss, shift, statistics, gap, calibration, cost."""
+    rows = []
+    for condition in analysis.conditions:
+        arms = analysis.finished(condition)
+        lines = [arm_row(analysis, arm) for arm in arms]
+        scores = np.array([_number(line[analysis.metric]) for line in lines])
+        rows.append(
+            {
+                "condition": analysis.label(condition),
+                "seeds": len(arms),
+                analysis.metric: float(scores.mean()),
+                "±": float(scores.std(ddof=1)) if len(arms) > 1 else None,
+                "loss": _mean(lines, "loss"),
+                "shift": max(map(worst_shift, arms)),
+                "running mean error": float(np.mean([statistics_error(arm) for arm in arms])),
+                "gap": _mean(lines, "train_eval_gap"),
+                "calibration error": _mean(lines, "calibration_error"),
+                f"steps to {analysis.level:.3f}": _mean(lines, "steps_to_level"),
+                f"residues to {analysis.level:.3f}": _mean(lines, "residues_to_level"),
+                "µs/residue": _mean(lines, "microseconds_per_residue"),
+            }
+        )
+    return rows
+
+
+def contrast_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """One line per contrast."""
+    return [
+        {
+            "condition": analysis.label(c.condition),
+            "reference": analysis.label(c.reference),
+            "seeds": c.num_seeds,
+            "difference": c.difference.value,
+            "low": c.difference.low,
+            "high": c.difference.high,
+            "p": c.p_value,
+            "p (Holm)": c.adjusted_p,
+            "effect size": c.effect_size,
+            "detectable": c.detectable,
+            "found": "yes" if c.is_found else "no",
+        }
+        for c in analysis.contrasts
+    ]
+
+
+def _mean(lines: Sequence[Row], key: str) -> float | None:
+    """Over the arms that have it; None where one of them lacks it."""
+    values = [line[key] for line in lines]
+    return None if any(v is None for v in values) else float(np.mean(values))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def text_of(value: Any) -> str:
+    """A cell as people read it."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        size = abs(value)
+        if size and (size < 1e-3 or size >= 1e6):
+            return f"{value:.1e}"
+        return f"{value:,.0f}" if size >= 1000 else f"{value:.4g}" if size >= 10 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _failures(analysis: Analysis) -> list[str]:
+    return [
+        f"{condition_of(r).name}, seed {r['seed']}: {r.get('error') or 'not trained'}"
+        for r in analysis.results
+        if r["status"] != "ok"
+    ]
+
+
+def _markdown(analysis: Analysis, figures: Sequence[str]) -> str:
+    lines = [f"# {TITLE}", "", analysis.conclusion, ""]
+    lines += [f"- {note}" for note in analysis.notes]
+    lines += ["", "## Conditions", "", CONDITIONS_CAPTION, "", *_pipes(condition_rows(analysis))]
+    if analysis.contrasts:
+        lines += ["", "## Differences", "", CONTRASTS_CAPTION, "", *_pipes(contrast_rows(analysis))]
+    lines += ["", "## Figures", ""]
+    for name in figures:
+        lines += [f"![{TITLES[name]}](figures/{name}.png)", "", CAPTIONS[name], ""]
+    failures = _failures(analysis)
+    if failures:
+        lines += ["## Arms without a result", "", *(f"- {line}" for line in failures), ""]
+    return "\n".join(lines)
+
+
+def _pipes(rows: Sequence[Row]) -> list[str]:
+    names = list(rows[0])
+    head = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return head + ["| " + " | ".join(text_of(row[n]) for n in names) + " |" for row in rows]
+
+
+def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -> str:
+    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
+    failures = _failures(analysis)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in analysis.notes)
+    drawn = "".join(
+        f"<figure id='{name}'><h3>{escape(TITLES[name])}</h3>{svg}"
+        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+        for name, svg in figures.items()
+    )
+    marks = [analysis.label(condition_of(result)) for result in analysis.results]
+    contrasts = contrast_rows(analysis)
+    return template.substitute(
+        title=TITLE,
+        conclusion=escape(analysis.conclusion),
+        notes=f'<ul class="soft">{notes}</ul>' if notes else "",
+        conditions_caption=escape(CONDITIONS_CAPTION),
+        conditions=_table(condition_rows(analysis)),
+        contrasts_caption=escape(CONTRASTS_CAPTION) if contrasts else "No two conditions to pair.",
+        contrasts=_table(contrasts) if contrasts else "",
+        figures=drawn,
+        arms=_table(arms, marks),
+        failures="<h2>Arms without a result</h2><ul>"
+        + "".join(f"<li>{escape(line)}</li>" for line in failures)
+        + "</ul>"
+        if failures
+        else "",
+    )
+
+
+def _table(rows: Sequence[Row], marks: Sequence[str] | None = None) -> str:
+    """A sortable table; cells keep their full value for sorting, rows the arm they speak of."""
+    names = [n for n in dict.fromkeys(name for row in rows for name in row) if n != "error"]
+    head = "".join(f'<th><button type="button">{escape(n)}</button></th>' for n in names)
+    body = []
+    for number, row in enumerate(rows):
+        mark = marks[number] if marks else str(row["condition"])
+        cells = "".join(_cell(row.get(name)) for name in names)
+        body.append(f'<tr data-arm="{escape(mark)}">{cells}</tr>')
+    return (
+        f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _cell(value: Any) -> str:
+    empty = value is None or (isinstance(value, float) and math.isnan(value))
+    return f'<td data-value="{"" if empty else escape(str(value))}">{escape(text_of(value))}</td>'

@@ -1,0 +1,154 @@
+"""The report: its sentence follows from the numbers, and its page works in a real browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compare.comparisons import made_up_analysis, made_up_contrast
+from matplotlib.image import imread
+
+from seqtrain.compare.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here; .ci/run installs Debian's"
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of six norms, one arm of which failed."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report(made_up_analysis(), folder)
+    return folder
+
+
+def test_a_difference_that_both_tests_find_is_said_with_its_interval() -> None:
+    said = made_up_analysis().conclusion
+    assert "leaky_batch had a lower mcc than masked_batch (-0.200, 95 % interval -0.300" in said
+
+
+def test_no_difference_is_said_as_plainly_and_with_what_could_have_been_missed() -> None:
+    said = made_up_analysis([made_up_contrast("batch", 0.01, 0.05, 0.6)]).conclusion
+    assert "no difference in mcc was found for batch (differences below 0.070 could" in said
+    assert "had a" not in said
+
+
+@pytest.mark.parametrize(("value", "p"), [(0.2, 0.2), (0.01, 0.001)])
+def test_one_test_alone_finds_nothing(value: float, p: float) -> None:
+    said = made_up_analysis([made_up_contrast("batch", value, 0.1, p)]).conclusion
+    assert "no difference" in said
+
+
+def test_only_norms_whose_logits_move_are_said_to_move() -> None:
+    said = made_up_analysis().conclusion
+    moved = said[said.index("padding moved") :]
+    assert "with leaky_batch and by nothing beyond rounding with the others" in moved
+    assert "masked" not in moved
+
+
+def test_every_arm_is_a_row_and_a_failed_one_says_why(report: Path) -> None:
+    rows = list(csv.DictReader((report / "results.csv").read_text().splitlines()))
+    assert len(rows) == 18
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [(row["norm"], row["seed"]) for row in failed] == [("none", "1")]
+    assert "the loss is nan" in failed[0]["error"]
+
+
+def test_the_page_is_one_file_that_asks_the_network_for_nothing(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    links = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
+    assert all(link.startswith(("#", "data:")) for link in links)
+    assert "url(http" not in page
+    assert "@import" not in page
+
+
+def test_what_a_failure_says_cannot_become_part_of_the_page(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    assert "nan &amp; &lt;bad&gt;" in page
+    assert "<bad>" not in page
+
+
+def test_the_page_and_the_text_say_the_same(report: Path) -> None:
+    said = made_up_analysis().conclusion
+    assert said in (report / "report.md").read_text()
+    assert said in unescape((report / "report.html").read_text())
+
+
+def test_every_figure_is_there_in_both_forms_and_not_blank(report: Path) -> None:
+    pngs = sorted((report / "figures").glob("*.png"))
+    assert len(pngs) == 7
+    for png in pngs:
+        assert png.with_suffix(".svg").stat().st_size > 2000
+        assert imread(png)[..., :3].std() > 0.05
+
+
+def _chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    flags += [f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0"]
+    command = [CHROMIUM, *flags, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+
+
+SCRIPT = """
+<script>
+const out = {};
+const table = document.querySelector("table.sortable");
+const first = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[2].dataset.value));
+const head = table.tHead.rows[0].cells[2];
+head.querySelector("button").click(); out.up = first();
+head.querySelector("button").click(); out.down = first();
+out.sorted = head.getAttribute("aria-sort");
+const row = table.tBodies[0].rows[0];
+row.cells[0].dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
+const parts = [...document.querySelectorAll("svg [data-arm]")];
+out.lit = parts.filter((p) => p.classList.contains("lit")).map((p) => p.dataset.arm);
+out.arm = row.dataset.arm; out.parts = parts.length;
+out.overflow = root.scrollWidth - root.clientWidth;
+out.width = root.clientWidth;
+const result = document.createElement("pre");
+result.id = "result"; result.textContent = JSON.stringify(out); document.body.append(result);
+</script>
+</body>"""
+
+
+@in_a_browser
+def test_tables_sort_and_hovering_lights_up_an_arm_without_an_error(
+    report: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text((report / "report.html").read_text().replace("</body>", SCRIPT))
+    ran = _chromium(tmp_path / "profile", "--window-size=390,800", "--dump-dom", page.as_uri())
+    assert "CONSOLE" not in ran.stderr
+    out = json.loads(re.search(r'<pre id="result">(.*?)</pre>', ran.stdout, re.S)[1])  # type: ignore[index]
+    assert out["up"] == sorted(out["up"])
+    assert out["down"] == sorted(out["up"], reverse=True)
+    assert out["sorted"] == "descending"
+    assert set(out["lit"]) == {out["arm"]}
+    assert len(out["lit"]) < out["parts"]
+    assert out["overflow"] <= 0
+
+
+@in_a_browser
+@pytest.mark.parametrize(("theme", "width"), [("light", 1200), ("dark", 390)])
+def test_a_screenshot_shows_something_in_its_theme(
+    report: Path, tmp_path: Path, theme: str, width: int
+) -> None:
+    picture = tmp_path / "page.png"
+    address = f"{(report / 'report.html').as_uri()}#{theme}"
+    ran = _chromium(
+        tmp_path / "profile", f"--window-size={width},1600", f"--screenshot={picture}", address
+    )
+    assert "CONSOLE" not in ran.stderr
+    pixels = imread(picture)[..., :3]
+    assert pixels.shape[1] == width
+    background = np.median(pixels)
+    assert background > 0.9 if theme == "light" else background < 0.2
+    assert (np.abs(pixels - background).max(axis=-1) > 0.3).mean() > 0.01
