@@ -13,12 +13,14 @@ from seqtrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from seqtrain.compare.analysis import Analysis
+    from seqtrain.compare.budget import Fit
     from seqtrain.compare.plan import Arm, Comparison
     from seqtrain.compare.run import Result
 
 DEFAULT_NORMS = "masked_batch,batch,leaky_batch,masked_layer,layer,none"
 BUNDLED_CONFIG = "compare"
 BUNDLED_RECORDS = 800
+BUDGET_FILE = "budget.json"
 
 
 def compare_norms(
@@ -75,6 +77,8 @@ def compare_norms(
     minutes. Read report.html first; docs/compare.md says how everything is measured.
     """
     from seqtrain.compare.run import open_comparison
+    from seqtrain.reporting import to_json
+    from seqtrain.training.checkpoint import write_text
 
     files = (train, valid, test, labels, overrides, config_dir, records)
     notes: list[str] = []
@@ -93,9 +97,13 @@ def compare_norms(
     if launcher not in ("local", "processes", "slurm"):
         raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
     if budget is not None:
-        comparison, note = _fit(comparison, budget, output, jobs if launcher != "local" else 1)
+        num_jobs = jobs if launcher != "local" else 1
+        comparison, fit, note = _fit(comparison, budget, output, num_jobs)
         notes.append(note)
     open_comparison(comparison, output, resume=resume)
+    if budget is not None:
+        # --resume keeps what was chosen: timing an arm anew would choose something else.
+        write_text(output / BUDGET_FILE, to_json(dataclasses.asdict(fit)) + "\n")
     for note in notes:
         _say(note, quiet)
     try:
@@ -158,8 +166,8 @@ def _names(text: str, option: str) -> list[str]:
 
 def _fit(
     comparison: "Comparison", budget: str, output: Path, jobs: int
-) -> tuple["Comparison", str]:
-    """The comparison with fewer epochs and seeds, and what to say of it."""
+) -> tuple["Comparison", "Fit", str]:
+    """The comparison with fewer epochs and seeds, what was chosen, and what to say of it."""
     import json
 
     from seqtrain.compare.budget import Fit, fit_budget, parse_duration, time_one_arm
@@ -169,7 +177,7 @@ def _fit(
     except ValueError as error:
         raise ConfigError(f"--budget: {error}.") from error
     wanted = max(plan.config.trainer.max_epochs or 1 for plan in comparison.plans.values())
-    kept = output / "budget.json"
+    kept = output / BUDGET_FILE
     if kept.exists():
         fit = Fit(**json.loads(kept.read_text(encoding="utf-8")))
     else:
@@ -182,7 +190,7 @@ def _fit(
         f"--budget {budget}: {fit.epochs} of {wanted} epochs and {fit.seeds} of "
         f"{comparison.num_seeds} seeds, about {fit.seconds / jobs / 60:.1f} minutes."
     )
-    return dataclasses.replace(comparison, num_seeds=fit.seeds), note
+    return dataclasses.replace(comparison, num_seeds=fit.seeds), fit, note
 
 
 def _read_clusters(path: Path) -> dict[str, str]:
