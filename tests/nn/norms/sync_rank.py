@@ -1,6 +1,7 @@
-"""One rank of the tests of synced statistics: `python sync_rank.py RANK WORLD_SIZE FOLDER`.
+"""One rank of the tests of synced statistics: `python sync_rank.py RANK WORLD_SIZE BACKEND FOLDER`.
 
-It runs every case of ``CASES`` and leaves what came out in FOLDER/RANK.pt.
+It runs every case of ``CASES``, on the CPU with gloo or on the GPU of its number with nccl, and
+leaves what came out in FOLDER/RANK.pt.
 """
 
 import sys
@@ -58,10 +59,8 @@ def run(norm: torch.nn.Module, steps: list[tuple[Tensor, Tensor, Tensor]]) -> di
     return found
 
 
-def second_derivative(rank: int) -> str:
+def second_derivative(norm: torch.nn.Module, x: Tensor, mask: Tensor) -> str:
     """The message of the refusal."""
-    x, mask, _ = batch("uneven", rank, 0)
-    norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
     x.requires_grad_()
     out = norm(x, mask).pow(2).sum()
     try:
@@ -71,36 +70,46 @@ def second_derivative(rank: int) -> str:
     return ""
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, world_size: int, backend: str, folder: Path) -> None:
     torch.set_num_threads(1)
+    device = torch.device("cpu" if backend == "gloo" else f"cuda:{rank}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group(
-        "gloo",
+        backend,
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=120),
     )
+
+    def fresh(**options: object) -> MaskedSyncBatchNorm:
+        return MaskedSyncBatchNorm(CHANNELS, channel_dim=-1, **options).double().to(device)
+
+    def own(case: str, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(t.to(device) for t in batch(case, rank, step))
+
     found: dict[object, object] = {}
     for case in CASES:
         for name, options in OPTIONS.items():
-            norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1, **options).double()
-            found[case, name] = run(norm, [batch(case, rank, step) for step in (0, 1)])
-    norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
-    norm(torch.randn(2, 4, CHANNELS, dtype=torch.float64) + rank)
-    found["no mask"] = norm.running_mean
+            results = run(fresh(**options), [own(case, step) for step in (0, 1)])
+            found[case, name] = {key: value.cpu() for key, value in results.items()}
+    norm = fresh()
+    norm(torch.randn(2, 4, CHANNELS, dtype=torch.float64, device=device) + rank)
+    found["no mask"] = norm.running_mean.cpu()
     pair = dist.new_group([0, 1])
     if rank < 2:
-        norm = MaskedSyncBatchNorm(CHANNELS, process_group=pair, channel_dim=-1).double()
-        norm(*batch("uneven", rank, 0)[:2])
-        found["group"] = norm.running_mean
-    norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
-    batches = [batch("one rank has nothing real", rank, step)[:2] for step in (0, 1)]
+        norm = fresh(process_group=pair)
+        norm(*own("uneven", 0)[:2])
+        found["group"] = norm.running_mean.cpu()
+    norm = fresh()
+    batches = [own("one rank has nothing real", step)[:2] for step in (0, 1)]
     update_bn_stats(norm, batches, lambda norm, b: norm(*b))
-    found["exact"] = (norm.running_mean, norm.running_var)
-    found["second derivative"] = second_derivative(rank)
+    found["exact"] = (norm.running_mean.cpu(), norm.running_var.cpu())
+    found["second derivative"] = second_derivative(fresh(), *own("uneven", 0)[:2])
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

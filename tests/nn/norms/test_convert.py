@@ -310,6 +310,7 @@ def test_torchs_norms_are_set_too_and_idle_or_starved_ones_stay() -> None:
             return self.starved(input=x, mask=mask & (mask.cumsum(1) == 0))
 
     model = Odd()
+    model.untracked.num_batches_tracked = model.starved.num_batches_tracked = None
     x, mask = padded()
     update_bn_stats(model, [(x, mask)], lambda model, batch: model(*batch))
     rows = x.movedim(1, -1).flatten(0, 1)

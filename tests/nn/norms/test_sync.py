@@ -22,22 +22,29 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sync_rank import CASES, CHANNELS, OPTIONS, batch, run
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids="{} ranks".format)
+@pytest.fixture(
+    scope="module",
+    params=[(2, "gloo"), (3, "gloo"), pytest.param((2, "nccl"), marks=pytest.mark.gpu)],
+    ids="{0[0]} ranks, {0[1]}".format,
+)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank found; processes are started once for all cases."""
+    world_size, backend = request.param
+    if backend == "nccl" and torch.cuda.device_count() < world_size:
+        pytest.skip(f"fewer than {world_size} CUDA devices")
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("sync_rank.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(request.param), str(folder)],
+            [sys.executable, str(script), str(rank), str(world_size), backend, str(folder)],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(request.param)
+        for rank in range(world_size)
     ]
     messages = [process.communicate(timeout=300)[1] for process in processes]
     assert not any(process.returncode for process in processes), "\n".join(messages)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
 
 
 def pooled_steps(case: str, world_size: int) -> list[tuple[Tensor, Tensor, Tensor]]:
