@@ -34,6 +34,11 @@ def _above_zero(value: float | None, name: str) -> None:
         raise ConfigError(f"{name}: expected a number above 0, found {value}.")
 
 
+def _at_most(value: float, name: str, high: float) -> None:
+    if value > high:
+        raise ConfigError(f"{name}: expected {high} or less, found {value}.")
+
+
 def _fraction(value: float, name: str) -> None:
     if not 0 <= value < 1:
         raise ConfigError(f"{name}: expected a number in [0, 1), found {value}.")
@@ -178,6 +183,26 @@ class NormConfig:
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"norm.momentum: expected a number in (0, 1], found {self.momentum}.")
 
+    def check_applies(self) -> None:
+        """Refuse a setting that the norm would silently ignore.
+
+        Not part of construction: a comparison sets one norm after the other in the same settings.
+
+        Raises:
+            ConfigError: a setting differs from its default and the norm does not read it.
+        """
+        unread = {
+            "num_groups": self.name != "masked_group",
+            "momentum": not self.name.endswith(("batch", "renorm")),
+            "eps": self.name == "none",
+        }
+        for key, is_ignored in unread.items():
+            if is_ignored and getattr(self, key) != getattr(NormConfig, key):
+                raise ConfigError(
+                    f"norm.{key}={getattr(self, key)}: the norm {self.name!r} does not use it. "
+                    "Leave it out."
+                )
+
 
 @dataclass
 class EncoderConfig:
@@ -212,6 +237,8 @@ class CnnConfig(EncoderConfig):
         super().__post_init__()
         _at_least(self.kernel_size, "encoder.kernel_size", 1)
         _at_least(self.max_dilation, "encoder.max_dilation", 1)
+        _at_most(self.max_dilation, "encoder.max_dilation", 4096)
+        _at_most(self.kernel_size, "encoder.kernel_size", 255)
         if self.kernel_size % 2 == 0:
             raise ConfigError(
                 f"encoder.kernel_size: expected an odd number, found {self.kernel_size}; "
@@ -328,9 +355,10 @@ class TrainerConfig:
     """Passes over the training part at most; none: chosen from its size."""
     patience: int | None = None
     """Epochs without a better monitored metric before training stops; none: a third of
-    ``max_epochs``; 0: never."""
+    ``max_epochs``, at least 5; 0: never."""
     monitor: str | None = None
-    """Metric of the validation part that picks the best checkpoint; none: the task's first."""
+    """Metric of the validation part that picks the best checkpoint; none: mcc, macro_auroc, r2
+    or macro_f1, by the task."""
     accumulate: int = 1
     """Batches whose gradients are summed before a step, weighted by what each one counts."""
     precision: str = "auto"
@@ -351,6 +379,8 @@ class TrainerConfig:
         _at_least(self.accumulate, "trainer.accumulate", 1)
         _at_least(self.num_threads, "trainer.num_threads", 0)
         _at_least(self.seed, "trainer.seed", 0)
+        _at_most(self.seed, "trainer.seed", 2**63 - 1)
+        _at_most(self.num_threads, "trainer.num_threads", 1024)
         _at_least(self.checkpoint_minutes, "trainer.checkpoint_minutes", 0)
         _one_of(self.precision, "trainer.precision", PRECISIONS)
         check_device(self.device, "trainer.device")

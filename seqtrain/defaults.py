@@ -70,7 +70,7 @@ def choose_settings(
     choose("trainer", "max_epochs", epochs, f"about {steps} batches per epoch")
     assert config.trainer.max_epochs is not None
     patience = max(5, config.trainer.max_epochs // 3)
-    choose("trainer", "patience", patience, "a third of max_epochs")
+    choose("trainer", "patience", patience, "a third of max_epochs, at least 5")
     choose("trainer", "monitor", primary_metric(task), f"task {task}")
     return config, choices
 

@@ -314,3 +314,30 @@ class TestOwnFolder:
 def test_settings_are_plain_yaml() -> None:
     text = config_to_yaml(load_config())
     assert yaml.safe_load(text)["norm"]["name"] == "masked_batch"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["encoder.max_dilation=1000000000", "trainer.num_threads=100000", f"trainer.seed={2**63}"],
+)
+def test_values_that_no_machine_can_follow_are_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="or less"):
+        load_config(overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("norm", "setting"),
+    [("masked_batch", "num_groups=4"), ("layer", "momentum=0.5"), ("none", "eps=0.1")],
+)
+def test_a_setting_that_the_norm_ignores_is_refused(norm: str, setting: str) -> None:
+    config = load_config(overrides=[f"norm={norm}", f"norm.{setting}"])
+    with pytest.raises(ConfigError, match="does not use it"):
+        config.norm.check_applies()
+
+
+@pytest.mark.parametrize(
+    ("norm", "setting"),
+    [("masked_group", "num_groups=4"), ("masked_batch_renorm", "momentum=0.5"), ("rms", "eps=0.1")],
+)
+def test_a_setting_that_the_norm_reads_is_taken(norm: str, setting: str) -> None:
+    load_config(overrides=[f"norm={norm}", f"norm.{setting}"]).norm.check_applies()

@@ -47,7 +47,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only re
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 BatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, help="Padded positions per batch; as in training."),
+    typer.Option("--batch-size", min=1, help="Positions per batch; as in training if not given."),
 ]
 OnError = Annotated[
     str, typer.Option("--on-error", help="fail, or skip: say in `status` what is wrong.")

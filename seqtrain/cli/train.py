@@ -70,7 +70,7 @@ def train(
     with RunLock(run):
         # Once more: another process may have held the lock until a moment ago.
         _check_place(run, resume=resume, overwrite=overwrite)
-        if overwrite:
+        if overwrite and run.holds_run():
             _remove_run(run)
         return _train(plan, run, resume, quiet, json)
 
@@ -90,7 +90,9 @@ def _plan(
     from seqtrain.training.checkpoint import read_run
 
     if not resume:
-        return plan_run(load_config(config_name, overrides, config_dir=config_dir, values=values))
+        config = load_config(config_name, overrides, config_dir=config_dir, values=values)
+        config.norm.check_applies()
+        return plan_run(config)
     saved, _ = read_run(run)
     if not given:
         return plan_run(saved)
@@ -111,6 +113,11 @@ def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
         raise CheckpointError(
             f"{run.path}: holds a run already. Go on with it by --resume, delete it by "
             "--overwrite, or choose another --run-dir."
+        )
+    if run.holds_run() and not run.data.exists():
+        raise CheckpointError(
+            f"{run.path}: holds a config.yaml or checkpoints, but no data.json: seqtrain did not "
+            "make them. Choose another --run-dir."
         )
     if run.path.exists() and not run.path.is_dir():
         raise CheckpointError(
@@ -186,8 +193,10 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     from seqtrain.config import config_to_dict, config_to_yaml
     from seqtrain.pipeline import count_parameters, estimate_memory
     from seqtrain.reporting import stdout_console, table, to_json
+    from seqtrain.training.device import choose_device, choose_training_precision
 
     data, config = plan.data, plan.config
+    choose_training_precision(config.trainer.precision, choose_device(config.trainer.device))
     torch.manual_seed(config.trainer.seed)
     model = build_model(config, data.tokenizer, data.codec)
     parameters = count_parameters(model)
