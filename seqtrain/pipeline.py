@@ -142,6 +142,7 @@ def train_run(
         "choices": [dataclasses.asdict(choice) for choice in plan.choices],
         **data.report,
     }
+    trainer = build_trainer(plan, run)  # first: a device that is missing leaves no run behind
     if resume:
         _check_same_data(run, report["fingerprints"])
     else:
@@ -149,7 +150,6 @@ def train_run(
     # Again when resumed: the run may have been killed before these were written.
     _write_splits(run, data)
     TrainingPart.of(data.train, data.codec.num_outputs).write(run.path / "training_part.npz")
-    trainer = build_trainer(plan, run)
     if resume and run.has_checkpoint("last"):
         trainer.resume()
     trainer.observers = make_observers(run, plan, trainer.progress.step)
@@ -316,7 +316,7 @@ def write_outputs(
 
     def one(i: int) -> Prediction:
         values = outputs.values[bounds[i] : bounds[i + 1]]
-        values = values if dataset.per_residue else values[0]
+        values = values if dataset.per_residue else np.asarray(values[0])
         length = int(dataset.offsets[i + 1] - dataset.offsets[i])
         return Prediction(dataset.ids[i], length, "ok", values, np.ones(length, dtype=bool))
 
