@@ -15,7 +15,7 @@ from seqtrain.errors import SeqtrainError
 class Verbs(typer.core.TyperGroup):
     """Answers Ctrl-C and a closed pipe before Typer does, which would say nothing of either."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
         try:
             result = super().invoke(ctx)
