@@ -455,10 +455,7 @@ def load_config(
     from yaml import YAMLError
 
     _register_schema()
-    folders = [Path(config_dir)] if config_dir else []
-    if config_dir and not folders[0].is_dir():
-        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
-    folders.append(package_dir("conf"))
+    folders = _config_folders(config_dir)
     primary, extra = _resolve_name(name, folders)
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
@@ -481,6 +478,14 @@ def load_config(
     finally:
         GlobalHydra.instance().clear()
     return config
+
+
+def _config_folders(config_dir: str | Path | None) -> list[Path]:
+    """Where settings are looked for, in order."""
+    own = [Path(config_dir)] if config_dir else []
+    if own and not own[0].is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    return [*own, package_dir("conf")]
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -543,8 +548,12 @@ def _to_dataclasses(composed: Any) -> RunConfig:
 
 
 def list_configs(config_dir: str | Path | None = None) -> dict[str, list[tuple[str, str]]]:
-    """Every choice, by group: (name, first comment line of its file)."""
-    folders = ([Path(config_dir)] if config_dir else []) + [package_dir("conf")]
+    """Every choice, by group: (name, first comment line of its file).
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folders = _config_folders(config_dir)
     found: dict[str, dict[str, str]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):

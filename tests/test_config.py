@@ -309,6 +309,8 @@ class TestOwnFolder:
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         assert str(tmp_path / "none") in refusal(folder=tmp_path / "none")
+        with pytest.raises(ConfigError, match="no such folder"):
+            list_configs(tmp_path / "none")
 
 
 def test_settings_are_plain_yaml() -> None:

@@ -80,5 +80,6 @@ def main() -> None:
         print(f"seqtrain: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"seqtrain: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        where = error.filename or "a file could not be written"
+        print(f"seqtrain: {where}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(1)

@@ -91,6 +91,8 @@ def read_labels(
         elif first:
             kinds.add("table")
             columns, table_rows = _read_table(lines, source, _delimiter(first, source), wanted)
+            if not table_rows:
+                raise LabelError(f"{shown(source)}: holds a header and no row, expected labels.")
             rows += table_rows
         else:
             raise LabelError(f"{shown(source)}: is empty, expected labels.")

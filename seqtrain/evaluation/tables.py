@@ -89,13 +89,22 @@ def check_format(path: Path) -> None:
     """Refuse a file name that no format goes by, or where no file can be.
 
     Raises:
-        ConfigError: says which there are.
+        ConfigError: says which there are, or what is in the way.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(
             f"{path}: cannot tell the table's format: expected a name that ends in "
             f"{', '.join(FORMATS)}."
         )
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path where no file can be, before anything is computed for it.
+
+    Raises:
+        ConfigError: says what is in the way.
+    """
     if not path.absolute().parent.is_dir():
         raise ConfigError(
             f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
