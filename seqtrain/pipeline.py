@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from seqtrain.build import build_model, build_optimizer
-from seqtrain.config import RunConfig, TransformerConfig, config_to_dict, package_dir
+from seqtrain.compose import package_dir
+from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.data.store import SequenceDataset
 from seqtrain.defaults import Choice, choose_settings
@@ -23,6 +24,13 @@ from seqtrain.evaluation.score import Evaluation, TrainingPart, alarms, evaluate
 from seqtrain.evaluation.tables import write_predictions
 from seqtrain.nn.model import SequenceModel
 from seqtrain.reporting import to_json
+from seqtrain.training.calibration import (
+    Calibration,
+    as_trained,
+    calibration_error,
+    fit_temperature,
+    readout,
+)
 from seqtrain.training.checkpoint import (
     LoadedRun,
     RunDir,
@@ -238,6 +246,7 @@ def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
     best = load_run(run.path)
     device = choose_device(plan.config.trainer.device)
     best.model.to(device)
+    best = best.calibrated(calibrate(best, plan.data.valid))
     training = TrainingPart.of(plan.data.train, plan.data.codec.num_outputs)
     summary: dict[str, Any] = {
         "task": plan.data.codec.task,
@@ -248,6 +257,9 @@ def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
         "seconds": round(progress.seconds, 1),
         "num_parameters": count_parameters(best.model),
     }
+    if best.calibration is not None:
+        write_text(run.calibration, best.calibration.to_json())
+        summary["calibration"] = {"words": best.calibration.words(), "error": {}}
     parts = {"valid": plan.data.valid, "test": plan.data.test}
     for name, part in parts.items():
         if part is None:
@@ -257,8 +269,42 @@ def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
             {k: v.value for k, v in scored.metrics.items()}, scored.baselines, outputs, scored.task
         )
         summary[name] = {**scored.to_dict(), "alarms": found}
+        if best.calibration is not None:
+            summary["calibration"]["error"][name] = _errors(best, part, outputs)
         write_outputs(run.predictions / f"{name}.tsv", outputs, part, best)
     return summary
+
+
+def calibrate(loaded: LoadedRun, valid: SequenceDataset) -> Calibration | None:
+    """The temperatures of a model that is read out as trained; None where nothing is a probability.
+
+    Args:
+        loaded: Model, settings, labels; on the device to compute on.
+        valid: The labelled part to fit them to: not the one that the model was trained on.
+    """
+    task = loaded.codec.task
+    if task == "regression":
+        return None
+    assert valid.targets is not None
+    logits = _outputs(loaded, valid, as_logits=True).values
+    temperature = fit_temperature(task, logits, valid.targets)
+    scaled = (logits / np.array(temperature)).astype(np.float32)
+    before, after = (
+        calibration_error(task, readout(task, z), valid.targets) for z in (logits, scaled)
+    )
+    return Calibration(temperature, "valid", len(valid), before, after)
+
+
+def _errors(loaded: LoadedRun, part: SequenceDataset, outputs: Outputs) -> dict[str, float]:
+    """Expected calibration error of a part as trained, and calibrated."""
+    assert loaded.calibration is not None
+    assert part.targets is not None
+    task = loaded.codec.task
+    before = as_trained(task, outputs.values, loaded.calibration)
+    return {
+        "as_trained": calibration_error(task, before, part.targets),
+        "calibrated": calibration_error(task, outputs.values, part.targets),
+    }
 
 
 def evaluate_run(
@@ -277,22 +323,31 @@ def evaluate_run(
         max_tokens: Padded positions per batch; as in training when not given.
     """
     task = loaded.codec.task
-    objective = Objective(task, regression_loss=loaded.config.task.loss)
-    device = next(loaded.model.parameters()).device
-    budget = max_tokens or loaded.config.batching.max_tokens
-    assert budget is not None
-    precision = choose_precision(loaded.config.trainer.precision, device)
-    outputs = predict_outputs(
-        loaded.model,
-        dataset,
-        objective,
-        max_tokens=budget,
-        precision=precision,
-        packed=loaded.config.batching.kind == "packed",
-    )
+    outputs = _outputs(loaded, dataset, max_tokens)
     losses = _regression_losses(loaded, dataset, outputs) if task == "regression" else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
     return scored, outputs
+
+
+def _outputs(
+    loaded: LoadedRun,
+    dataset: SequenceDataset,
+    max_tokens: int | None = None,
+    *,
+    as_logits: bool = False,
+) -> Outputs:
+    device = next(loaded.model.parameters()).device
+    budget = max_tokens or loaded.config.batching.max_tokens
+    assert budget is not None
+    return predict_outputs(
+        loaded.model,
+        dataset,
+        Objective(loaded.codec.task, regression_loss=loaded.config.task.loss),
+        max_tokens=budget,
+        precision=choose_precision(loaded.config.trainer.precision, device),
+        packed=loaded.config.batching.kind == "packed",
+        as_logits=as_logits,
+    )
 
 
 def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Outputs) -> np.ndarray:

@@ -16,6 +16,7 @@ ROOMS = (
     "data",
     "nn",
     "config",
+    "compose",
     "build",
     "training",
     "defaults",
@@ -31,8 +32,8 @@ ROOMS = (
 
 DOORS = {
     "Bio": ("data/fasta.py", "api.py"),
-    "hydra": ("config.py",),
-    "omegaconf": ("config.py",),
+    "hydra": ("compose.py",),
+    "omegaconf": ("compose.py",),
     "safetensors": ("training/checkpoint.py", "export/bundle.py"),
     "rich": ("reporting.py", "cli/evaluate.py"),
     "tensorboard": ("reporting.py",),

@@ -13,15 +13,8 @@ from seqtrain.build import (
     build_optimizer,
     build_pooling,
 )
-from seqtrain.config import (
-    ENCODERS,
-    NORMS,
-    POOLINGS,
-    EncoderConfig,
-    NormConfig,
-    OptimConfig,
-    load_config,
-)
+from seqtrain.compose import load_config
+from seqtrain.config import ENCODERS, NORMS, POOLINGS, EncoderConfig, NormConfig, OptimConfig
 from seqtrain.data.labels import LabelCodec
 from seqtrain.nn.heads import ClassHead, MultilabelHead, RegressionHead
 from seqtrain.nn.norms import MaskedGroupNorm, MaskedLayerNorm

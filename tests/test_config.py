@@ -9,19 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtrain.config import (
-    ENCODERS,
-    NORMS,
-    TASKS,
-    CnnConfig,
-    RunConfig,
-    TransformerConfig,
-    config_to_yaml,
-    list_configs,
-    load_config,
-    package_dir,
-    read_run_config,
-)
+from seqtrain.compose import config_to_yaml, list_configs, load_config, package_dir, read_run_config
+from seqtrain.config import ENCODERS, NORMS, TASKS, CnnConfig, RunConfig, TransformerConfig
 from seqtrain.errors import ConfigError
 
 CONF = package_dir("conf")
@@ -141,7 +130,8 @@ def test_an_unknown_setting_is_refused_even_with_a_plus(override: str) -> None:
         (["data.valid_fraction=0.6", "data.test_fraction=0.4"], "valid_fraction + data.test_fr"),
         (["data.train=one.fasta"], "data.train=one.fasta"),
         (["encoder.kernel_size=4"], "expected an odd number, found 4"),
-        (["encoder=transformer", "encoder.embed_dim=10"], "multiple of 2 * num_heads = 8"),
+        (["encoder=transformer", "encoder.embed_dim=10"], "multiple of 2 * encoder.num_heads"),
+        (["data.overlong=skip"], "nothing is too long"),
         (["encoder=transformer", "encoder.ffn_ratio=0"], "encoder.ffn_ratio: expected"),
         (["encoder=transformer", "encoder.kernel_size=3"], "another encoder"),
         (["encoder=cnn", "encoder.num_heads=3"], "another encoder"),

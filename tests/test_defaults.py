@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqtrain.config import RunConfig, TransformerConfig, config_to_dict, load_config
+from seqtrain.compose import load_config
+from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
 from seqtrain.defaults import choose_settings
 from seqtrain.errors import ConfigError
 from seqtrain.pipeline import flatten

@@ -12,7 +12,8 @@ import pytest
 import torch
 from tiny_training import assert_same_weights, weights
 
-from seqtrain.config import RunConfig, load_config
+from seqtrain.compose import load_config
+from seqtrain.config import RunConfig
 from seqtrain.errors import CheckpointError, ConfigError, TrainingError
 from seqtrain.evaluation.score import TrainingPart
 from seqtrain.pipeline import (

@@ -130,7 +130,8 @@ def _comparison(
 ) -> "Comparison":
     """Every plan over the same data, read once."""
     from seqtrain.compare.plan import Comparison, conditions_of, limit_records
-    from seqtrain.config import BatchingConfig, NormConfig, load_config
+    from seqtrain.compose import load_config
+    from seqtrain.config import BatchingConfig, NormConfig
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
 

@@ -10,7 +10,7 @@ app = typer.Typer(help="List and show settings.", no_args_is_help=True)
 @app.command("list")
 def list_(config_dir: options.ConfigDir = None) -> None:
     """List every choice by group."""
-    from seqtrain.config import list_configs
+    from seqtrain.compose import list_configs
 
     for group, names in list_configs(config_dir).items():
         print("configs, with --config-name:" if group == "." else f"{group}:")
@@ -25,7 +25,7 @@ def show(
     config_dir: options.ConfigDir = None,
 ) -> None:
     """Show the composed settings; null means: chosen from the data."""
-    from seqtrain.config import config_to_yaml, load_config
+    from seqtrain.compose import config_to_yaml, load_config
 
     config = load_config(config_name, overrides or [], config_dir=config_dir)
     print(config_to_yaml(config), end="")

@@ -85,7 +85,7 @@ def _plan(
     values: dict[str, Any],
 ) -> "Plan":
     """The plan of the settings given; a resumed run must keep its own."""
-    from seqtrain.config import load_config
+    from seqtrain.compose import load_config
     from seqtrain.pipeline import differing_settings, plan_run
     from seqtrain.training.checkpoint import read_run
 
@@ -190,7 +190,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     import torch
 
     from seqtrain.build import build_model
-    from seqtrain.config import config_to_dict, config_to_yaml
+    from seqtrain.compose import config_to_yaml
+    from seqtrain.config import config_to_dict
     from seqtrain.pipeline import count_parameters, estimate_memory
     from seqtrain.reporting import stdout_console, table, to_json
     from seqtrain.training.device import choose_device, choose_training_precision

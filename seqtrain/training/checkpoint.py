@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from seqtrain.build import build_model
-from seqtrain.config import RunConfig, config_to_yaml, read_run_config
+from seqtrain.compose import config_to_yaml, read_run_config
+from seqtrain.config import RunConfig
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import CheckpointError, ConfigError
 from seqtrain.nn.model import SequenceModel
+from seqtrain.training.calibration import Calibration, set_temperature
 
 FORMAT = 1
 """Raised when a run directory of before can no longer be read as it is."""
@@ -53,6 +55,11 @@ class RunDir:
     def summary(self) -> Path:
         """The final numbers; its presence says that the run is complete."""
         return self.path / "summary.json"
+
+    @property
+    def calibration(self) -> Path:
+        """What makes the probabilities of the best checkpoint come true; absent in older runs."""
+        return self.path / "calibration.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -207,6 +214,17 @@ class LoadedRun:
     """What ``data.json`` holds."""
     state: dict[str, Any]
     """Of the checkpoint: step, epoch, best value."""
+    calibration: Calibration | None = None
+    """What the model's probabilities are calibrated by; None: they are as trained."""
+
+    def calibrated(self, calibration: Calibration | None) -> "LoadedRun":
+        """The same run, its model reading out by ``calibration``, or as trained if None.
+
+        Raises:
+            ValueError: It is of other classes.
+        """
+        set_temperature(self.model, (1.0,) if calibration is None else calibration.temperature)
+        return replace(self, calibration=calibration)
 
 
 def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
@@ -235,7 +253,7 @@ def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
-    """The model of a run directory.
+    """The model of a run directory, calibrated where it has been; the last one never is.
 
     Args:
         path: What ``seqtrain train -o`` made.
@@ -255,7 +273,14 @@ def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
             f"{run.path}: settings, tokenizer or labels are damaged: {error!r}."
         ) from error
     state = load_checkpoint(run.checkpoint(checkpoint), model)
-    return LoadedRun(model.eval(), config, tokenizer, codec, data, state)
+    loaded = LoadedRun(model.eval(), config, tokenizer, codec, data, state)
+    if checkpoint != "best" or not run.calibration.exists():
+        return loaded
+    try:
+        saved = json.loads(run.calibration.read_text(encoding="utf-8"))
+        return loaded.calibrated(Calibration.from_dict(saved))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.calibration}: is damaged: {error!r}.") from error
 
 
 class RunLock:

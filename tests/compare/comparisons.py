@@ -7,7 +7,7 @@ import numpy as np
 
 from seqtrain.compare.analysis import Analysis, Contrast, conclude
 from seqtrain.compare.plan import Comparison, Condition, conditions_of
-from seqtrain.config import load_config
+from seqtrain.compose import load_config
 from seqtrain.evaluation.statistics import Difference
 from seqtrain.pipeline import plan_run
 

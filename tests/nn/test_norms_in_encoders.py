@@ -9,7 +9,7 @@ import torch
 from tiny_models import CODECS, TOKENIZER, draw_tokens
 
 from seqtrain.build import build_model
-from seqtrain.config import load_config
+from seqtrain.compose import load_config
 from seqtrain.nn.model import SequenceModel
 from seqtrain.nn.norms import (
     MaskedBatchNorm1d,

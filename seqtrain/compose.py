@@ -1,0 +1,232 @@
+"""The one door to Hydra and OmegaConf: from ``conf/`` and overrides to plain dataclasses, and back.
+
+Nothing after :func:`load_config` sees a ``DictConfig``.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from seqtrain.config import (
+    ENCODERS,
+    CnnConfig,
+    RunConfig,
+    TransformerConfig,
+    config_to_dict,
+    one_of,
+)
+from seqtrain.errors import ConfigError
+
+
+def package_dir(name: str) -> Path:
+    """The folder ``conf`` or ``data``: inside an installed wheel, else beside the package."""
+    here = Path(__file__).parent
+    inside = here / {"conf": "conf", "data": "bundled"}[name]
+    return inside if inside.is_dir() else here.parent / name
+
+
+def load_config(
+    name: str = "config",
+    overrides: Sequence[str] = (),
+    *,
+    config_dir: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The composed, checked settings as plain dataclasses.
+
+    Args:
+        name: A config, or an experiment (``experiment/NAME.yaml``).
+        overrides: ``key=value`` in Hydra's grammar.
+        config_dir: A folder of the user's own, searched before ``conf/``.
+        values: Settings by dotted key, set on the composed config. Paths go in here: an override
+            string would misread ``a,b=c.fasta``.
+
+    Raises:
+        ConfigError: unknown name or key (with the nearest one), wrong type, contradiction.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.compose import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    _register_schema()
+    folders = _config_folders(config_dir)
+    primary, extra = _resolve_name(name, folders)
+    for override in overrides:
+        if re.match(r"[+~]*hydra[./]", override):
+            raise ConfigError(f"{override}: seqtrain has no settings of Hydra's own. Leave it out.")
+    search_path = create_config_search_path(str(folders[-1].resolve()))
+    if config_dir:
+        search_path.prepend("user", str(folders[0].resolve()))
+    GlobalHydra.instance().clear()
+    try:
+        Hydra.create_main_hydra2("seqtrain", search_path)
+        composed = compose(primary, [*extra, *overrides])
+        for key, value in (values or {}).items():
+            OmegaConf.update(composed, key, _literal(value))
+        config = _to_dataclasses(composed)
+        config.check_widths()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, folders)) from error
+    except (YAMLError, ValueError) as error:  # a file that is no YAML; a group set to a number
+        what = " ".join([name, *overrides])
+        raise ConfigError(f"{what}: {' '.join(str(error).split())}") from error
+    finally:
+        GlobalHydra.instance().clear()
+    return config
+
+
+def _config_folders(config_dir: str | Path | None) -> list[Path]:
+    """Where settings are looked for, in order."""
+    own = [Path(config_dir)] if config_dir else []
+    if own and not own[0].is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder.")
+    return [*own, package_dir("conf")]
+
+
+def config_to_yaml(config: RunConfig) -> str:
+    """The settings as YAML that :func:`read_run_config` reads back."""
+    import yaml
+
+    text: str = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The settings saved in a run directory.
+
+    Raises:
+        ConfigError: the file is no YAML, or holds a setting that this version does not know.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _to_dataclasses(OmegaConf.create(_literal(saved)))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not the settings of a seqtrain run: {error}") from error
+
+
+def _literal(value: Any) -> Any:
+    """``value`` with every text to be taken as it stands: a file may be called ``${x}.fasta``."""
+    match value:
+        case str():
+            return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        case list():
+            return [_literal(item) for item in value]
+        case dict():
+            return {key: _literal(item) for key, item in value.items()}
+    return value
+
+
+def _to_dataclasses(composed: Any) -> RunConfig:
+    """Merged anew over the schema, because ``+typo=1`` composes without a word."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.create(OmegaConf.to_container(composed))
+    name = OmegaConf.select(plain, "encoder.name") if OmegaConf.is_dict(plain) else None
+    if name is None:
+        raise ConfigError(
+            "no encoder is chosen. A config of your own begins with `defaults: [config, _self_]`."
+        )
+    one_of(str(name), "encoder", list(ENCODERS))
+    schema = OmegaConf.structured(RunConfig(encoder=ENCODERS[name]()))
+    config = OmegaConf.to_object(OmegaConf.merge(schema, plain))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def list_configs(config_dir: str | Path | None = None) -> dict[str, list[tuple[str, str]]]:
+    """Every choice, by group: (name, first comment line of its file).
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    folders = _config_folders(config_dir)
+    found: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.yaml")):
+            group = path.parent.relative_to(folder).as_posix()
+            found.setdefault(group, {}).setdefault(path.stem, _first_comment(path))
+    return {group: sorted(names.items()) for group, names in sorted(found.items())}
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ")
+    return ""
+
+
+def _register_schema() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
+    for name, node in ENCODERS.items():
+        store.store(group="encoder", name=f"{name}_schema", node=node)
+
+
+def _resolve_name(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:
+    """(primary config, overrides that choose the experiment)."""
+    name = name.removesuffix(".yaml").removeprefix("experiment/")
+    for folder in folders:
+        if (folder / "experiment" / f"{name}.yaml").is_file():
+            return "config", [f"+experiment={name}"]
+        if (folder / f"{name}.yaml").is_file():
+            return name, []
+    known = sorted(
+        {p.stem for f in folders for p in [*f.glob("*.yaml"), *f.glob("experiment/*.yaml")]}
+    )
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigError(f"no config named {name!r}; there are: {', '.join(known)}.{hint}")
+
+
+def _explain(error: Exception, folders: Sequence[Path]) -> str:
+    """One line for the user: what Hydra said, and the nearest name where a key is unknown."""
+    cause = error.__cause__ if error.__cause__ is not None else error
+    text = " ".join(str(line).strip() for line in (str(error), str(cause)) if line)
+    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text)
+    if unknown:
+        full = re.search(r"full_key: ([\w.]+)", text)
+        key = full.group(1) if full else unknown.group(1)
+        keys = [*_all_keys(RunConfig), *_all_keys(CnnConfig, "encoder.")]
+        keys += _all_keys(TransformerConfig, "encoder.")
+        nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        best = leaf or nearest
+        if key in keys:
+            return f"{key!r} is a setting of another encoder than the one chosen. Leave it out."
+        hint = f" Did you mean {best[0]!r}?" if best else ""
+        return f"unknown setting {key!r}.{hint} `seqtrain config show` lists them all."
+    group = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
+    if group:
+        names = sorted({p.stem for f in folders for p in (f / group.group(1)).glob("*.yaml")})
+        nearest = difflib.get_close_matches(group.group(2), names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        return f"{group.group(1)}={group.group(2)}: there are {', '.join(names)}.{hint}"
+    said = [str(e).split("\n    full_key")[0] for e in (error, cause)]
+    override = getattr(error, "override", None) or ""
+    where = [] if override in said[0] else [override]
+    return ": ".join(dict.fromkeys(" ".join(text.split()) for text in [*where, *said]))
+
+
+def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    for item in dataclasses.fields(schema):
+        inner = next(
+            (t for t in (item.type, *get_args(item.type)) if dataclasses.is_dataclass(t)), None
+        )
+        if isinstance(inner, type):
+            yield from _all_keys(inner, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}"
