@@ -19,10 +19,14 @@ def _neutral_linear(in_dim: int, out_dim: int) -> nn.Linear:
 class ClassHead(nn.Module):
     """One logit per class; the classes exclude each other. Serves sequences and residues."""
 
+    temperature: Tensor
+
     def __init__(self, in_dim: int, num_classes: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = _neutral_linear(in_dim, num_classes)
+        # Not among the weights: it is fitted to them once they are trained, and kept beside them.
+        self.register_buffer("temperature", torch.ones(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(..., num_classes)``."""
@@ -31,7 +35,7 @@ class ClassHead(nn.Module):
 
     def readout(self, logits: Tensor) -> Tensor:
         """Probabilities in float32, summing to one over the classes."""
-        return logits.float().softmax(dim=-1)
+        return (logits.float() / self.temperature).softmax(dim=-1)
 
 
 class MultilabelHead(ClassHead):
@@ -39,7 +43,7 @@ class MultilabelHead(ClassHead):
 
     def readout(self, logits: Tensor) -> Tensor:
         """Probabilities in float32, each on its own."""
-        return logits.float().sigmoid()
+        return (logits.float() / self.temperature).sigmoid()
 
 
 class RegressionHead(nn.Module):

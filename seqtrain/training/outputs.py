@@ -19,8 +19,9 @@ class Outputs:
     """What a model says of each record, or of each residue where the task is about residues."""
 
     values: np.ndarray
-    """float32: probabilities ``(N, K)``, or values ``(N,)`` in the target's unit; residue tasks
-    have one row per residue, in the order of ``dataset.tokens``."""
+    """float32: probabilities ``(N, K)``, or values ``(N,)`` in the target's unit, or logits where
+    they were asked for; residue tasks have one row per residue, in the order of
+    ``dataset.tokens``."""
     loss: float
     """Mean loss per record, or per counted residue; NaN without targets."""
 
@@ -34,6 +35,7 @@ def predict_outputs(
     max_tokens: int,
     precision: torch.dtype = torch.float32,
     packed: bool = True,
+    as_logits: bool = False,
 ) -> Outputs:
     """Outputs in evaluation mode; the model's mode is put back after.
 
@@ -44,6 +46,7 @@ def predict_outputs(
         max_tokens: Positions per batch.
         precision: Of matrix products.
         packed: Without padding, the faster form; or padded, as a comparison of norms wants.
+        as_logits: Values are the head's logits, before they are read out.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -58,7 +61,8 @@ def predict_outputs(
         if batch.targets is not None:
             total, count = objective(model, batch, logits)
             loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
-        rows = _rows(model.head.readout(logits), batch, objective.task).cpu().numpy()  # type: ignore[operator]
+        read = logits.float() if as_logits else model.head.readout(logits)  # type: ignore[operator]
+        rows = _rows(read, batch, objective.task).cpu().numpy()
         records = batch.index.numpy()
         where = dataset.positions(records) if _is_residue(objective.task) else records
         if values is None:
