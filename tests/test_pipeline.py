@@ -15,6 +15,7 @@ from tiny_training import assert_same_weights, weights
 from seqtrain.compose import load_config
 from seqtrain.config import RunConfig
 from seqtrain.errors import CheckpointError, ConfigError, TrainingError
+from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.evaluation.score import TrainingPart
 from seqtrain.pipeline import (
     Plan,
@@ -23,7 +24,6 @@ from seqtrain.pipeline import (
     count_parameters,
     differing_settings,
     estimate_memory,
-    evaluate_run,
     flatten,
     plan_run,
     train_run,

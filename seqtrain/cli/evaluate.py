@@ -30,9 +30,9 @@ def evaluate(
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
     from seqtrain.data.prepare import read_for_model
+    from seqtrain.evaluation.runs import evaluate_run, write_outputs
     from seqtrain.evaluation.tables import check_format, check_place
     from seqtrain.export.bundle import open_run, read_training_part
-    from seqtrain.pipeline import evaluate_run, write_outputs
     from seqtrain.reporting import stdout_console, to_json
     from seqtrain.training.checkpoint import write_text
     from seqtrain.training.device import choose_device

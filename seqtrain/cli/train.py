@@ -134,7 +134,7 @@ def _remove_run(run: "RunDir") -> None:
     """Delete what a run consists of, and nothing else that lies in the folder."""
     for name in ("checkpoints", "tensorboard", "predictions"):
         shutil.rmtree(run.path / name, ignore_errors=True)
-    for path in (run.config, run.data, run.metrics, run.summary):
+    for path in (run.config, run.data, run.metrics, run.summary, run.calibration):
         path.unlink(missing_ok=True)
     for name in ("splits.tsv", "training_part.npz"):
         (run.path / name).unlink(missing_ok=True)

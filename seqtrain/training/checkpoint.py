@@ -223,7 +223,9 @@ class LoadedRun:
         Raises:
             ValueError: It is of other classes.
         """
-        set_temperature(self.model, (1.0,) if calibration is None else calibration.temperature)
+        if calibration != self.calibration:
+            temperature = (1.0,) if calibration is None else calibration.temperature
+            set_temperature(self.model, temperature)
         return replace(self, calibration=calibration)
 
 

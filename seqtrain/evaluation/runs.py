@@ -1,0 +1,129 @@
+"""What a trained model says of labelled records: outputs, calibration, scores, tables."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seqtrain.data.store import SequenceDataset
+from seqtrain.evaluation.predict import Prediction
+from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate
+from seqtrain.evaluation.tables import write_predictions
+from seqtrain.training.calibration import (
+    Calibration,
+    as_trained,
+    calibration_error,
+    fit_temperature,
+    readout,
+)
+from seqtrain.training.checkpoint import LoadedRun
+from seqtrain.training.device import choose_precision
+from seqtrain.training.objective import Objective
+from seqtrain.training.outputs import Outputs, predict_outputs
+
+
+def calibrate(loaded: LoadedRun, valid: SequenceDataset) -> Calibration | None:
+    """The temperatures of a model that is read out as trained; None where nothing is a probability.
+
+    Args:
+        loaded: Model, settings, labels; on the device to compute on.
+        valid: The labelled part to fit them to: not the one that the model was trained on.
+    """
+    task = loaded.codec.task
+    if task == "regression":
+        return None
+    assert valid.targets is not None
+    logits = _outputs(loaded, valid, as_logits=True).values
+    temperature = fit_temperature(task, logits, valid.targets)
+    scaled = (logits / np.array(temperature)).astype(np.float32)
+    before, after = (
+        calibration_error(task, readout(task, z), valid.targets) for z in (logits, scaled)
+    )
+    return Calibration(temperature, "valid", len(valid), before, after)
+
+
+def calibration_errors(
+    loaded: LoadedRun, part: SequenceDataset, outputs: Outputs
+) -> dict[str, float]:
+    """Expected calibration error of a part as trained, and calibrated."""
+    assert loaded.calibration is not None
+    assert part.targets is not None
+    task = loaded.codec.task
+    before = as_trained(task, outputs.values, loaded.calibration)
+    return {
+        "as_trained": calibration_error(task, before, part.targets),
+        "calibrated": calibration_error(task, outputs.values, part.targets),
+    }
+
+
+def evaluate_run(
+    loaded: LoadedRun,
+    dataset: SequenceDataset,
+    training: TrainingPart | None,
+    *,
+    max_tokens: int | None = None,
+) -> tuple[Evaluation, Outputs]:
+    """Score a loaded model, on the device it is on, against a labelled dataset.
+
+    Args:
+        loaded: Model, settings, tokenizer, labels.
+        dataset: Labelled records under the same tokenizer and labels.
+        training: For the baselines.
+        max_tokens: Padded positions per batch; as in training when not given.
+    """
+    task = loaded.codec.task
+    outputs = _outputs(loaded, dataset, max_tokens)
+    losses = _regression_losses(loaded, dataset, outputs) if task == "regression" else None
+    scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
+    return scored, outputs
+
+
+def _outputs(
+    loaded: LoadedRun,
+    dataset: SequenceDataset,
+    max_tokens: int | None = None,
+    *,
+    as_logits: bool = False,
+) -> Outputs:
+    device = next(loaded.model.parameters()).device
+    budget = max_tokens or loaded.config.batching.max_tokens
+    assert budget is not None
+    return predict_outputs(
+        loaded.model,
+        dataset,
+        Objective(loaded.codec.task, regression_loss=loaded.config.task.loss),
+        max_tokens=budget,
+        precision=choose_precision(loaded.config.trainer.precision, device),
+        packed=loaded.config.batching.kind == "packed",
+        as_logits=as_logits,
+    )
+
+
+def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Outputs) -> np.ndarray:
+    """The training loss of each record, on scaled targets."""
+    assert dataset.targets is not None
+    error = torch.from_numpy((outputs.values - dataset.targets) / loaded.codec.std).double()
+    zero = torch.zeros_like(error)
+    if loaded.config.task.loss == "huber":
+        losses = torch.nn.functional.huber_loss(error, zero, reduction="none")
+    else:
+        losses = torch.nn.functional.mse_loss(error, zero, reduction="none")
+    return np.asarray(losses)
+
+
+def write_outputs(
+    path: Path, outputs: Outputs, dataset: SequenceDataset, loaded: LoadedRun
+) -> None:
+    """Write the outputs for a labelled dataset as a table, the truth in the last column."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bounds = dataset.offsets if dataset.per_residue else np.arange(len(dataset) + 1)
+
+    def one(i: int) -> Prediction:
+        values = outputs.values[bounds[i] : bounds[i + 1]]
+        values = values if dataset.per_residue else np.asarray(values[0])
+        length = int(dataset.offsets[i + 1] - dataset.offsets[i])
+        return Prediction(dataset.ids[i], length, "ok", values, np.ones(length, dtype=bool))
+
+    truth = [loaded.codec.decode(dataset.target(i)) for i in range(len(dataset))]
+    predictions = (one(i) for i in range(len(dataset)))
+    write_predictions(path, predictions, loaded.codec, extra=("target", truth))
