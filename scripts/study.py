@@ -1,0 +1,142 @@
+"""Train every arm of docs/study.md; stop it anywhere, start it again, and it goes on.
+
+    python scripts/study.py FILES RESULTS [PART ...]
+
+FILES holds one folder per real data set, as docs/study.md says where to get them. RESULTS gets one
+comparison per part, each written by `seqtrain compare-norms --resume`. Parts are trained with
+three seeds first, in the order below, and with five once all have three.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from make_controlled import Knobs, write_controlled
+
+SEEDS = (3, 5)
+LEARNING_RATE = 1e-3
+"""At two sequences per batch."""
+CONTROLLED = {
+    "none": Knobs(),
+    "common": Knobs(common_share=0.7),
+    "spread-0.25": Knobs(length_spread=0.25),
+    "spread-0.5": Knobs(length_spread=0.5),
+    "spread-1": Knobs(length_spread=1.0),
+    "long": Knobs(long_share=0.1),
+    "spread-1-common": Knobs(length_spread=1.0, common_share=0.7),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: a data set, an encoder, and how many sequences form a batch."""
+
+    data: str
+    encoder: str
+    batch_size: int
+    epochs: int
+    records: int
+    longest: int
+    """Residues of the longest sequence, or a little more: so many positions a batch must hold."""
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder of its results."""
+        return f"{self.data}-{self.encoder}-{self.batch_size}"
+
+    def command(self, files: Path, results: Path, seeds: int) -> list[str]:
+        """`seqtrain compare-norms` with everything that this part sets."""
+        folder = files / self.data
+        parts = [p for p in ("train", "valid", "test") if (folder / f"{p}.fasta").exists()]
+        labels = "labels.fasta" if (folder / "labels.fasta").exists() else "labels.tsv"
+        # Steps of a small batch are noisier: the rate goes with the root of the batch's size.
+        rate = math.sqrt(self.batch_size / 2) * LEARNING_RATE
+        shape = ["encoder.kernel_size=5", "encoder.max_dilation=4"]
+        return [
+            *("seqtrain", "compare-norms", "--config-name", "study", "--resume"),
+            *("--output", str(results / self.name)),
+            *(word for p in parts for word in (f"--{p}", str(folder / f"{p}.fasta"))),
+            *("--labels", str(folder / labels)),
+            *("--seeds", str(seeds), "--records", str(self.records)),
+            f"encoder={self.encoder}",
+            *(shape if self.encoder == "cnn" else []),
+            f"batching.max_sequences={self.batch_size}",
+            f"batching.max_tokens={self.batch_size * self.longest}",
+            f"trainer.max_epochs={self.epochs}",
+            f"optim.lr={rate:.2g}",
+            *self.options,
+        ]
+
+
+def parts() -> list[Part]:
+    """What is trained; what tells most comes first."""
+    epochs = {2: 5, 4: 6, 8: 8, 64: 20}
+
+    def nrc(encoder: str, size: int) -> Part:
+        return Part("nrc_ncrna13", encoder, size, epochs[size], 1000, 1200)
+
+    def amplify(encoder: str, size: int) -> Part:
+        return Part("amplify_amp", encoder, size, epochs[size], 1500, 200)
+
+    def controlled(knobs: str, size: int) -> Part:
+        norms = ("--norms", "masked_batch,batch,leaky_batch,layer,none")
+        return Part(f"controlled-{knobs}", "cnn", size, epochs[size], 1000, 3000, norms)
+
+    def wheat(encoder: str, size: int) -> Part:
+        cut = ("data.max_length=1500", "data.overlong=truncate")
+        return Part("wheat_coding_potential", encoder, size, epochs[size], 400, 1500, cut)
+
+    def topology(encoder: str, size: int) -> Part:
+        options = ("data.ignore_labels=[U]", "data.max_length=1000", "data.overlong=skip")
+        return Part("tmbed_topology", encoder, size, epochs[size], 500, 1000, options)
+
+    return [
+        *(nrc("cnn", size) for size in (2, 64)),
+        *(amplify("cnn", size) for size in (2, 64)),
+        *(controlled(k, 4) for k in ("none", "spread-0.5", "spread-1", "spread-1-common", "long")),
+        nrc("transformer", 4),
+        topology("cnn", 4),
+        wheat("cnn", 4),
+        *(controlled(k, 4) for k in ("spread-0.25", "common")),
+        *(controlled("spread-1", size) for size in (64, 2)),
+        *(nrc("cnn", size) for size in (8, 4)),
+        amplify("transformer", 4),
+        *(amplify("cnn", size) for size in (8, 4)),
+        *(build("cnn", 64) for build in (topology, wheat)),
+        *(build("transformer", 64) for build in (nrc, amplify)),
+        *(build("transformer", 4) for build in (topology, wheat)),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", type=Path, metavar="FILES")
+    parser.add_argument("results", type=Path, metavar="RESULTS")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="all, if none is named")
+    given = parser.parse_args(arguments)
+    for knobs in CONTROLLED:
+        write_controlled(given.results / "data" / f"controlled-{knobs}", CONTROLLED[knobs])
+    known = {part.name: part for part in parts()}
+    for name in given.parts:
+        if name not in known:
+            parser.error(f"{name}: expected one of {', '.join(known)}")
+    failed = []
+    for seeds in SEEDS:
+        for name in given.parts or known:
+            print(f"== {name}, {seeds} seeds", flush=True)
+            part = known[name]
+            files = given.results / "data" if part.data.startswith("controlled") else given.files
+            done = subprocess.run(part.command(files, given.results, seeds))
+            failed += [name] if done.returncode else []
+    for name in dict.fromkeys(failed):
+        print(f"study: {name} did not end well; see above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
