@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seqtrain.nn.norms.kernels.choice import fused_batch_norm
 from seqtrain.nn.norms.masks import place_mask
 from seqtrain.nn.norms.moments import masked_moments, pool_moments
 from seqtrain.nn.norms.rows import over_real_rows
@@ -66,6 +67,13 @@ def masked_batch_norm(
         return _plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
     if running is None and not training:
         raise ValueError("training=False needs running_mean and running_var")
+    mask = place_mask(mask, input, channel_dim)
+    if mask is not None and group is None:
+        fused = fused_batch_norm(
+            input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count
+        )
+        if fused is not None:
+            return fused
 
     def norm(input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
         statistics = _statistics(
@@ -73,7 +81,7 @@ def masked_batch_norm(
         )
         return standardize(input, mask, statistics, weight, bias, channel_dim)
 
-    return over_real_rows(norm, input, place_mask(mask, input, channel_dim), channel_dim)
+    return over_real_rows(norm, input, mask, channel_dim)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def standardize(
 
 
 class _Standardize(torch.autograd.Function):
-    """The closed-form first derivative; higher ones differentiate ``_differentiable_backward``."""
+    """The closed-form first derivative; higher ones differentiate ``differentiable_backward``."""
 
     @staticmethod
     def forward(
@@ -99,7 +99,7 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, grad)
+            return differentiable_backward(ctx, grad)
         input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
         normal = select_real((input - mean).mul_(invstd), mask)
         grad = select_real(grad.to(normal.dtype), mask)
@@ -123,7 +123,7 @@ class _Standardize(torch.autograd.Function):
         return grad_input.to(input.dtype), None, grad_weight, grad_bias, *[None] * 6
 
 
-def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The same first derivative, in operations that can be differentiated again."""
     if ctx.group is not None:
         raise RuntimeError("statistics that are synchronised over ranks have no second derivative")
