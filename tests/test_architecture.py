@@ -26,6 +26,7 @@ ROOMS = (
     "export",
     "api",
     "compare",
+    "bench",
     "cli",
 )
 """In import order: a file imports from rooms before its own, or from its own."""

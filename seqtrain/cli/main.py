@@ -8,7 +8,7 @@ import typer
 import typer.core
 
 import seqtrain
-from seqtrain.cli import compare, config, data, embed, evaluate, export, info, predict, train
+from seqtrain.cli import bench, compare, config, data, embed, evaluate, export, info, predict, train
 from seqtrain.errors import SeqtrainError
 
 
@@ -45,6 +45,7 @@ app.command("predict")(predict.predict)
 app.command("compare-norms")(compare.compare_norms)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
 app.command("export")(export.export)
 app.command("embed")(embed.embed)
 app.command("info")(info.info)

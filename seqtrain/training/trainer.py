@@ -163,7 +163,7 @@ class Trainer:
         for first in range(self.progress.batch, len(plan), self.settings.accumulate):
             group = plan[first : first + self.settings.accumulate]
             is_packed = self.settings.batching == "packed"
-            self._step([collate(self.train, index, packed=is_packed) for index in group])
+            self.step([collate(self.train, index, packed=is_packed) for index in group])
             self.progress.batch = first + len(group)
             if self.progress.batch < len(plan):  # the end of the epoch saves in any case
                 self._save_if_due()
@@ -179,7 +179,7 @@ class Trainer:
         if self._stop:
             raise KeyboardInterrupt
 
-    def _step(self, batches: Sequence[Batch]) -> None:
+    def step(self, batches: Sequence[Batch]) -> None:
         """One optimizer step; the gradient is that of the mean over all that the batches count."""
         began = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,251 @@
+"""Training in real residues per second: seqtrain's step beside that of plain torch."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from seqtrain.bench.plain import bucketed_batches, random_batches
+from seqtrain.bench.report import Figure, Report, describe_machine
+from seqtrain.bench.synthetic import CLASSES, draw_dataset
+from seqtrain.bench.timing import ModelClock, seconds_of
+from seqtrain.bench.trainers import (
+    BATCH_SIZE,
+    EMBED_DIM,
+    KERNEL_SIZE,
+    NUM_LAYERS,
+    packed_trainer,
+    plain_trainer,
+)
+from seqtrain.data.batching import collate
+from seqtrain.data.store import SequenceDataset
+from seqtrain.reporting import JsonLines, TensorBoard
+from seqtrain.training.checkpoint import RunDir
+from seqtrain.training.events import EpochEvent, StepEvent
+
+Batches = Sequence[Int64[np.ndarray, " _"]]
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """How training is measured."""
+
+    encoder: str = "cnn"
+    """``cnn`` or ``transformer``."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: torch.dtype = torch.float32
+    repetitions: int = 7
+    num_batches: int = 8
+    """Batches of each kind in a repetition."""
+    num_records: int = 2048
+    """From which batches are drawn; sorted by length they are to be even."""
+    curve_steps: int = 60
+    """Steps of the learning curves; 0 draws none."""
+    curve_seeds: int = 3
+
+
+def bench_train(settings: TrainBench) -> Report:
+    """Rates of packed, random and bucketed training, what else a step costs, and what is learnt."""
+    dataset = draw_dataset(settings.num_records)
+    figures = measure_rates(settings, dataset)
+    if settings.device.type == "cuda":
+        figures += measure_memory(settings, dataset)
+    figures += measure_overhead(settings, dataset)
+    if settings.curve_steps:
+        figures += compare_curves(settings, dataset)
+    described = {
+        "encoder": settings.encoder,
+        "embed_dim": EMBED_DIM,
+        "num_layers": NUM_LAYERS[settings.encoder],
+        "sequences_per_batch": BATCH_SIZE,
+        "precision": str(settings.precision).removeprefix("torch."),
+        "repetitions": settings.repetitions,
+        "batches_per_repetition": settings.num_batches,
+        "mean_length": round(float(dataset.lengths.mean()), 1),
+    }
+    return Report("train", described, figures, describe_machine(settings.device))
+
+
+def measure_rates(settings: TrainBench, dataset: SequenceDataset) -> list[Figure]:
+    """Real residues per second of each form, step by step in turn.
+
+    Packed and random batches hold the same records, bucketed ones come evenly from the shortest
+    to the longest.
+    """
+    batches = draw_batches(dataset, settings.num_batches)
+    seconds = {name: np.empty((settings.repetitions, settings.num_batches)) for name in batches}
+    products = np.empty(settings.repetitions)
+    multiply = matrix_products(settings, [int(dataset.lengths[b].sum()) for b in batches["packed"]])
+    with tempfile.TemporaryDirectory() as folder:
+        steps = training_steps(settings, dataset, Path(folder))
+        for repetition in range(-1, settings.repetitions):  # one to warm up
+            for number in range(settings.num_batches):
+                for name, step in steps.items():
+                    run = partial(step, batches[name][number])
+                    seconds[name][repetition, number] = seconds_of(run, settings.device)
+            products[repetition] = seconds_of(multiply, settings.device)
+    residues = {name: sum(int(dataset.lengths[b].sum()) for b in batches[name]) for name in batches}
+    rates = {name: residues[name] / seconds[name].sum(axis=1) for name in batches}
+    share = float(np.median(products / seconds["packed"].sum(axis=1)))
+    return _rate_figures(settings.encoder, rates, share)
+
+
+def draw_batches(dataset: SequenceDataset, number: int) -> dict[str, Batches]:
+    """Batches of each form: those of one random order twice, and bucketed ones of all lengths."""
+    shuffled = random_batches(len(dataset), BATCH_SIZE)[:number]
+    in_order = bucketed_batches(dataset.lengths, BATCH_SIZE)
+    stride = len(in_order) // number
+    # From the middle of equal stretches, so that neither end weighs more.
+    evenly = in_order[stride // 2 :: stride][:number]
+    return {"packed": shuffled, "random": shuffled, "bucketed": evenly}
+
+
+def training_steps(
+    settings: TrainBench, dataset: SequenceDataset, folder: Path
+) -> dict[str, Callable[[Int64[np.ndarray, " B"]], object]]:
+    """One step of each form, collation included, on the records given."""
+    device, precision = settings.device, settings.precision
+    ours = packed_trainer(
+        settings.encoder, dataset, dataset, folder, device=device, precision=precision
+    )
+    plain = plain_trainer(settings.encoder, dataset, device=device, precision=precision)
+    return {
+        "packed": lambda index: ours.step([collate(dataset, index, packed=True)]),
+        "random": plain.step,
+        "bucketed": plain.step,
+    }
+
+
+def matrix_products(settings: TrainBench, rows: Sequence[int]) -> Callable[[], None]:
+    """What multiplies matrices of the flops of one step for each number of residues.
+
+    Those of the convolutions, or of the linear layers: attention's own, which depend on each
+    length, are left out. Forward, gradient of the input and of the weight are one product each.
+    """
+    inner, outer = KERNEL_SIZE * EMBED_DIM, EMBED_DIM
+    if settings.encoder == "transformer":
+        inner, outer = EMBED_DIM, 12 * EMBED_DIM
+    device, dtype = settings.device, settings.precision
+    left = torch.randn(max(rows), inner, device=device, dtype=dtype)
+    right = torch.randn(inner, outer, device=device, dtype=dtype)
+    out = torch.empty(max(rows), outer, device=device, dtype=dtype)
+
+    def multiply() -> None:
+        for number in rows:
+            for _ in range(3 * NUM_LAYERS[settings.encoder]):
+                torch.mm(left[:number], right, out=out[:number])
+
+    return multiply
+
+
+def _rate_figures(
+    encoder: str, rates: dict[str, Float[np.ndarray, " R"]], share: float
+) -> list[Figure]:
+    def ratio(other: str) -> float:
+        return float(np.median(rates["packed"] / rates[other]))
+
+    return [
+        *(
+            Figure(f"{name}: real residues", float(np.median(rate)), "per second")
+            for name, rate in rates.items()
+        ),
+        Figure("packed over plain random", ratio("random"), "ratio", 3.0),
+        Figure("packed over plain bucketed", ratio("bucketed"), "ratio", 1.3),
+        Figure(
+            "packed over a matrix product of the same flops",
+            share,
+            "ratio",
+            0.7 if encoder == "cnn" else None,
+        ),
+    ]
+
+
+def measure_memory(settings: TrainBench, dataset: SequenceDataset) -> list[Figure]:
+    """Peak memory of a step on a GPU, packed beside padded, on the same records."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = training_steps(settings, dataset, Path(folder))
+        index = random_batches(len(dataset), BATCH_SIZE)[0]
+        peaks = {}
+        for name in ("packed", "random"):
+            steps[name](index)
+            torch.cuda.reset_peak_memory_stats(settings.device)
+            steps[name](index)
+            peaks[name] = torch.cuda.max_memory_allocated(settings.device)
+    return [Figure("peak memory, packed over padded", peaks["packed"] / peaks["random"], "ratio")]
+
+
+def measure_overhead(settings: TrainBench, dataset: SequenceDataset) -> list[Figure]:
+    """Share of an epoch that is not the model: plan, data, logging, metrics, checkpoints."""
+    clock = ModelClock(settings.device)
+    valid = dataset.subset(range(len(dataset) // 8))
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder))
+        trainer = packed_trainer(
+            settings.encoder,
+            dataset,
+            valid,
+            run.path,
+            device=settings.device,
+            precision=settings.precision,
+            max_epochs=1,
+        )
+        trainer.observers = [JsonLines(run.metrics), TensorBoard(run.tensorboard, {}, CLASSES)]
+        for _ in range(3):  # everything is loaded and compiled before the epoch begins
+            trainer.step([collate(dataset, np.arange(BATCH_SIZE), packed=True)])
+        with clock.watching(trainer.model, trainer.optimizer):
+            seconds = seconds_of(trainer.fit, settings.device)
+        for observer in trainer.observers:
+            observer.close()
+    share = 1 - clock.seconds / seconds
+    return [Figure("share of training that is not the model", share, "share", 0.05, at_most=True)]
+
+
+def compare_curves(settings: TrainBench, dataset: SequenceDataset) -> list[Figure]:
+    """Loss in the last quarter of a short training, of both, from several seeds."""
+    steps, tail = settings.curve_steps, max(1, settings.curve_steps // 4)
+    ends: dict[str, list[float]] = {"packed": [], "plain": []}
+    for seed in range(settings.curve_seeds):
+        batches = random_batches(len(dataset), BATCH_SIZE, seed)
+        order = [batches[i % len(batches)] for i in range(steps)]
+        torch.manual_seed(seed)
+        plain = plain_trainer(settings.encoder, dataset, device=settings.device)
+        ends["plain"].append(float(np.mean([plain.step(index) for index in order][-tail:])))
+        torch.manual_seed(seed)
+        with tempfile.TemporaryDirectory() as folder:
+            ours = packed_trainer(
+                settings.encoder, dataset, dataset, Path(folder), device=settings.device
+            )
+            ours.observers = [curve := Losses()]
+            for index in order:
+                ours.step([collate(dataset, index, packed=True)])
+        ends["packed"].append(float(np.mean(curve.losses[-tail:])))
+    spread = float(np.sqrt(np.mean([np.var(values, ddof=1) for values in ends.values()])))
+    return [
+        *(
+            Figure(f"{name}: loss around step {steps}", float(np.mean(values)), "nats")
+            for name, values in ends.items()
+        ),
+        Figure("spread of that loss over seeds", spread, "nats"),
+    ]
+
+
+class Losses:
+    """Keeps the loss of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_step(self, event: StepEvent) -> None:
+        """Keep it."""
+        self.losses.append(event.loss)
+
+    def on_epoch(self, event: EpochEvent) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,91 @@
+"""`seqtrain bench`: what is claimed about speed, measured on your machine beside its baseline."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqtrain.cli import options
+
+if TYPE_CHECKING:
+    import torch
+
+    from seqtrain.bench.report import Figure, Report
+
+app = typer.Typer(
+    help="Measure speed beside plain torch, in one run, by turns.", no_args_is_help=True
+)
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")]
+Repetitions = Annotated[int, typer.Option(min=1, help="Medians are over so many.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's own choice.")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of matrix products.")]
+
+
+@app.command()
+def train(
+    encoder: Annotated[str, typer.Option(help="cnn or transformer.")] = "cnn",
+    device: options.Device = "cpu",
+    precision: Precision = "float32",
+    repetitions: Repetitions = 7,
+    batches: Annotated[int, typer.Option(min=1, help="Batches per repetition.")] = 8,
+    curve_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the learning curves; 0: none.")
+    ] = 60,
+    threads: Threads = 0,
+    json: Json = None,
+) -> None:
+    """Packed training beside nn.Conv1d or nn.TransformerEncoder on padded batches."""
+    if encoder not in ("cnn", "transformer"):
+        raise typer.BadParameter("--encoder takes cnn or transformer.")
+    from seqtrain.bench.train import TrainBench, bench_train
+
+    chosen, dtype = _where(device, precision, threads)
+    settings = TrainBench(
+        encoder=encoder,
+        device=chosen,
+        precision=dtype,
+        repetitions=repetitions,
+        num_batches=batches,
+        curve_steps=curve_steps,
+    )
+    _show(bench_train(settings), json)
+
+
+def _where(device: str, precision: str, threads: int) -> "tuple[torch.device, torch.dtype]":
+    import torch
+
+    from seqtrain.config import PRECISIONS, one_of
+    from seqtrain.training.device import choose_device, choose_training_precision
+
+    if threads:
+        torch.set_num_threads(threads)
+    one_of(precision, "--precision", PRECISIONS)
+    chosen = choose_device(device)
+    return chosen, choose_training_precision(precision, chosen)
+
+
+def _show(report: "Report", json: Path | None) -> None:
+    from seqtrain.reporting import stdout_console, table, to_json
+
+    if json is not None:
+        json.write_text(to_json(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    for name, described in (("machine", report.machine), ("settings", report.settings)):
+        print(f"{name}: {', '.join(f'{k} {v}' for k, v in described.items())}", file=sys.stderr)
+    rows = [
+        (figure.name, figure.value, figure.unit, _target(figure), _verdict(figure.holds))
+        for figure in report.figures
+    ]
+    columns = ("figure", "value", "unit", "target", "")
+    stdout_console().print(table(f"bench {report.bench}", columns, rows))
+
+
+def _target(figure: "Figure") -> str:
+    if figure.target is None:
+        return ""
+    return f"{'≤' if figure.at_most else '≥'} {figure.target:g}"
+
+
+def _verdict(holds: bool | None) -> str:
+    return {None: "", True: "holds", False: "missed"}[holds]
