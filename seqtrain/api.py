@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ import torch
 from seqtrain.data.fasta import Record, Reject, scan_fasta
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.embed import Embedding, embed_records
-from seqtrain.evaluation.predict import predict_records
-from seqtrain.evaluation.tables import row
+from seqtrain.evaluation.predict import Predictor, check_ensemble
+from seqtrain.evaluation.tables import Table
+from seqtrain.evaluation.windows import Windows
 from seqtrain.export.bundle import open_run
+from seqtrain.nn.model import SequenceModel
+from seqtrain.training.calibration import calibration_words
 from seqtrain.training.checkpoint import LoadedRun
-from seqtrain.training.device import choose_device, choose_precision
+from seqtrain.training.device import choose_device
 
 if TYPE_CHECKING:
     from Bio.SeqRecord import SeqRecord
@@ -46,6 +49,13 @@ class Answer:
     """Of each class; None for a regression and for residues, whose are in ``values``."""
     values: np.ndarray | None
     """float32: ``(K,)``, ``()`` for a regression, ``(length, K)`` by residue."""
+    spread: np.ndarray | None = None
+    """Standard deviation of ``values`` over the members of an ensemble; None for one model."""
+    members: tuple[np.ndarray, ...] = ()
+    """What each member says; none for one model."""
+    warnings: tuple[str, ...] = ()
+    """In what the sequence is unlike those of the training: ``alphabet``, ``length``,
+    ``composition``."""
 
 
 class TrainedModel:
@@ -55,15 +65,28 @@ class TrainedModel:
     these, also a generator. A string by itself is a file if it looks like one's name.
     """
 
-    def __init__(self, loaded: LoadedRun, device: str = "auto"):
-        self._loaded = loaded
+    def __init__(self, members: Sequence[LoadedRun], device: str = "auto"):
+        self._members = members
+        self._loaded = members[0]
         self.device: torch.device = choose_device(device)
-        loaded.model.to(self.device)
+        for member in members:
+            member.model.to(self.device)
 
     @property
     def module(self) -> torch.nn.Module:
-        """The ``torch.nn.Module``, called with padded tokens and lengths."""
+        """The ``torch.nn.Module``, called with padded tokens and lengths.
+
+        Raises:
+            ConfigError: There are several: this is an ensemble.
+        """
+        if len(self._members) > 1:
+            raise ConfigError("an ensemble has several modules. Load one of its models by itself.")
         return self._loaded.model
+
+    @property
+    def calibration(self) -> str:
+        """What probabilities are calibrated by, in words, or ``uncalibrated``."""
+        return calibration_words([member.calibration for member in self._members])
 
     @property
     def task(self) -> str:
@@ -81,7 +104,13 @@ class TrainedModel:
         return self._loaded.tokenizer.alphabet.name
 
     def predict(
-        self, sequences: Sequences, *, on_error: str = "fail", batch_size: int | None = None
+        self,
+        sequences: Sequences,
+        *,
+        on_error: str = "fail",
+        batch_size: int | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
     ) -> list[Answer]:
         """One answer per sequence, in order.
 
@@ -89,33 +118,89 @@ class TrainedModel:
             sequences: See above.
             on_error: ``fail``, or ``skip``: say in ``status`` what is wrong with a sequence.
             batch_size: Padded positions per batch; as in training when not given.
+            window: Read longer sequences in windows of so many residues; none: in one piece.
+            overlap: Of windows; a quarter of one when not given.
 
         Raises:
             FastaError: A sequence cannot be read and ``on_error`` is ``fail``.
+            ConfigError: An argument is out of range.
         """
-        return list(self.stream(sequences, on_error=on_error, batch_size=batch_size))
+        return list(
+            self.stream(
+                sequences,
+                on_error=on_error,
+                batch_size=batch_size,
+                window=window,
+                overlap=overlap,
+            )
+        )
 
     def stream(
-        self, sequences: Sequences, *, on_error: str = "fail", batch_size: int | None = None
+        self,
+        sequences: Sequences,
+        *,
+        on_error: str = "fail",
+        batch_size: int | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
     ) -> Iterator[Answer]:
         """The answers of :meth:`predict` while they are made, in constant memory."""
-        loaded = self._loaded
-        predictions = predict_records(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.codec,
-            _entries(sequences),
-            max_tokens=self._budget(batch_size),
-            precision=choose_precision(loaded.config.trainer.precision, self.device),
+        predictor = Predictor.of(
+            self._members,
+            self.device,
+            max_tokens=batch_size,
             on_error=_checked(on_error),
+            windows=Windows.of(window, overlap),
         )
-        for found in predictions:
-            cells = row(found, loaded.codec)
-            named = None
-            if found.values is not None and self.task in ("classification", "multilabel"):
-                named = dict(zip(self.classes, found.values.tolist(), strict=True))
-            yield Answer(found.id, found.length, found.status, cells[3], named, found.values)
+        table = Table(self._loaded.codec)
+        for found in predictor(_entries(sequences)):
+            answer, named = None, None
+            if found.values is not None:
+                answer = table.answer(found.values, found.kept)
+                if table.has_probabilities:
+                    named = dict(zip(self.classes, found.values.tolist(), strict=True))
+            yield Answer(
+                found.id,
+                found.length,
+                found.status,
+                answer,
+                named,
+                found.values,
+                found.spread,
+                found.members,
+                found.warnings,
+            )
 
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        per_residue: Literal[False] = False,
+        pooling: str = "mean",
+        layer: int = -1,
+        batch_size: int | None = None,
+    ) -> np.ndarray: ...
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        per_residue: Literal[True],
+        pooling: str = "mean",
+        layer: int = -1,
+        batch_size: int | None = None,
+    ) -> list[np.ndarray]: ...
+    @overload
+    def embed(
+        self,
+        sequences: Sequences,
+        *,
+        per_residue: bool,
+        pooling: str = "mean",
+        layer: int = -1,
+        batch_size: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]: ...
     def embed(
         self,
         sequences: Sequences,
@@ -124,7 +209,7 @@ class TrainedModel:
         pooling: str = "mean",
         layer: int = -1,
         batch_size: int | None = None,
-    ) -> Any:
+    ) -> np.ndarray | list[np.ndarray]:
         """Vectors that the encoder gives to sequences.
 
         Args:
@@ -139,13 +224,17 @@ class TrainedModel:
 
         Raises:
             FastaError: A sequence cannot be read.
-            ConfigError: There is no such layer or pooling.
+            ConfigError: There is no such layer or pooling, or this is an ensemble.
         """
+        module = self.module
+        assert isinstance(module, SequenceModel)
+        budget = batch_size or self._loaded.config.batching.max_tokens
+        assert budget is not None, "the budget is chosen before training"
         embeddings: Iterator[Embedding] = embed_records(
-            self._loaded.model,
+            module,
             self._loaded.tokenizer,
             _entries(sequences),
-            max_tokens=self._budget(batch_size),
+            max_tokens=budget,
             per_residue=per_residue,
             pooling=pooling,
             layer=layer,
@@ -153,26 +242,35 @@ class TrainedModel:
         vectors = [np.asarray(embedding.values) for embedding in embeddings]
         if per_residue:
             return vectors
-        width: int = self._loaded.model.encoder.embed_dim  # type: ignore[assignment]
+        width: int = module.encoder.embed_dim  # type: ignore[assignment]
         return np.stack(vectors) if vectors else np.empty((0, width), np.float32)
 
-    def _budget(self, batch_size: int | None) -> int:
-        budget = batch_size or self._loaded.config.batching.max_tokens
-        assert budget is not None, "the budget is chosen before training"
-        return budget
 
-
-def load_model(path: str | os.PathLike[str], device: str = "auto") -> TrainedModel:
-    """The trained model of a run directory or an exported bundle.
+def load_model(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    device: str = "auto",
+    *,
+    calibrated: bool = True,
+) -> TrainedModel:
+    """The trained model of a run directory or an exported bundle, or an ensemble of several.
 
     Args:
-        path: What ``seqtrain train -o`` or ``seqtrain export --format bundle`` made.
+        path: What ``seqtrain train -o`` or ``seqtrain export --format bundle`` made; a list of
+            these is an ensemble, whose answers are means.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        calibrated: Probabilities by the temperatures fitted on the validation part, where there
+            are any; False: as trained.
 
     Raises:
         CheckpointError: There is no such thing, or it is damaged.
+        ConfigError: The models of an ensemble do not answer the same question.
     """
-    return TrainedModel(open_run(Path(path)), device)
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    members = {os.fspath(each): open_run(Path(each), calibrated=calibrated) for each in paths}
+    if not members:
+        raise ConfigError("load_model: expected at least one run, found an empty list.")
+    check_ensemble(members)
+    return TrainedModel(list(members.values()), device)
 
 
 def _checked(on_error: str) -> str:

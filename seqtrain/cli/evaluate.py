@@ -24,6 +24,7 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
+    uncalibrated: options.Uncalibrated = False,
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -31,7 +32,7 @@ def evaluate(
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
     from seqtrain.data.prepare import read_for_model
     from seqtrain.evaluation.runs import evaluate_run, write_outputs
-    from seqtrain.evaluation.tables import check_format, check_place
+    from seqtrain.evaluation.writing import check_format, check_place
     from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.reporting import stdout_console, to_json
     from seqtrain.training.checkpoint import write_text
@@ -41,7 +42,7 @@ def evaluate(
         check_format(output)
     if json is not None:
         check_place(json)
-    loaded = open_run(run)
+    loaded = open_run(run, calibrated=not uncalibrated)
     loaded.model.to(choose_device(device))
     dataset = read_for_model(
         fasta,

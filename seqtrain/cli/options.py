@@ -49,6 +49,10 @@ BatchSize = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Positions per batch; as in training if not given."),
 ]
+Uncalibrated = Annotated[
+    bool,
+    typer.Option("--uncalibrated", help="Probabilities as trained, not by temperature scaling."),
+]
 OnError = Annotated[
     str, typer.Option("--on-error", help="fail, or skip: say in `status` what is wrong.")
 ]

@@ -116,6 +116,14 @@ def _open(path: Path, error: type[DataError]) -> BinaryIO:
     return path.open("rb")
 
 
+def plain_bytes(path: str | Path) -> int | None:
+    """Size of a file of plain text; None for a compressed one, a pipe, and what is no file."""
+    if str(path) == STDIN or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as stream:
+        return None if _of(stream.read(8), _OPENERS) else Path(path).stat().st_size
+
+
 def file_facts(path: str | Path) -> dict[str, str | int]:
     """``path``, ``bytes`` and ``sha256`` of a file; ``path`` alone for a pipe, read only once."""
     if str(path) == STDIN or not Path(path).is_file():

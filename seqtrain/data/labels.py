@@ -8,16 +8,23 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt32
+from jaxtyping import Float32, Float64, Int64, UInt32
 
 from seqtrain.errors import ConfigError, LabelError
 
-TASKS = ("classification", "multilabel", "regression", "residue_classification")
+TASKS = (
+    "classification",
+    "multilabel",
+    "regression",
+    "residue_classification",
+    "residue_regression",
+)
 
 IGNORE: int = -100
 """Target of a residue that counts neither in the loss nor in a metric, as in torch."""
 
 _SEPARATORS = "|;,"
+_MISSING = frozenset({"", "-", "?", "na", "nan"})
 _SEVERAL_NAMES = re.compile(r"[^\s,;|]\s*[,;|]\s*[^\s,;|]")
 
 
@@ -30,13 +37,52 @@ def read_number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def is_residue(task: str) -> bool:
+    """Whether there is a prediction for each residue, not for each record."""
+    return task.startswith("residue")
+
+
+def is_regression(task: str) -> bool:
+    """Whether numbers are predicted, not classes."""
+    return task.endswith("regression")
+
+
+def read_numbers(text: str) -> Float32[np.ndarray, " L"]:
+    """Numbers of one record's residues, separated by commas or blanks.
+
+    Nothing between two commas, ``-``, ``?``, ``NA`` and ``NaN`` are residues that were not
+    measured: NaN.
+
+    Raises:
+        LabelError: Something else is no finite number.
+    """
+    cells = text.split(",") if "," in text else text.split()
+    numbers = np.full(len(cells), np.nan, dtype=np.float32)
+    for place, cell in enumerate(map(str.strip, cells)):
+        if cell.lower() in _MISSING:
+            continue
+        number = read_number(cell)
+        if number is None:
+            raise LabelError(f"residue {place + 1}: expected a number, found {cell!r}")
+        numbers[place] = number
+    return numbers
+
+
+def mean_number(text: str) -> float:
+    """The mean of what ``read_numbers`` reads, 0 where nothing was measured."""
+    numbers = read_numbers(text)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(numbers.mean()) if len(numbers) else 0.0
+
+
 def infer_task(values: Iterable[str], kind: str) -> str:
     """The task that labels most likely belong to.
 
     - A labels FASTA: ``residue_classification``.
     - Numbers, more than ten different ones or one with a fraction: ``regression``. One in twenty
       of the different labels may be no number, to be told as an error rather than as a class.
-    - Any label with ``,``, ``;`` or ``|`` between names: ``multilabel``.
+    - Lists of numbers and of nothing else, one of them with a fraction: ``residue_regression``.
+    - Any other label with ``,``, ``;`` or ``|`` between names: ``multilabel``.
     - Anything else, 0 and 1 included: ``classification``.
     """
     if kind == "fasta":
@@ -46,7 +92,20 @@ def infer_task(values: Iterable[str], kind: str) -> str:
     measured = len(numbers) > 10 or not all(map(float.is_integer, numbers))
     if measured and len(numbers) >= 0.95 * len(distinct):
         return "regression"
+    if _are_profiles(distinct):
+        return "residue_regression"
     return "multilabel" if any(map(_SEVERAL_NAMES.search, distinct)) else "classification"
+
+
+def _are_profiles(values: Iterable[str]) -> bool:
+    """Whether every label is a list of numbers, and some number has a fraction."""
+    try:
+        numbers = [read_numbers(value) for value in values]
+    except LabelError:
+        return False
+    flat = np.concatenate(numbers)
+    flat = flat[~np.isnan(flat)]
+    return len(flat) > len(numbers) and bool((flat % 1 != 0).any())
 
 
 @dataclass(frozen=True)
@@ -56,7 +115,7 @@ class LabelCodec:
     task: str
     """One of ``TASKS``."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, in the order of the model's outputs; none for regression."""
+    """Names of the classes, in the order of the model's outputs; none for regressions."""
     ignore: tuple[str, ...] = ()
     """Residue labels that get no target, or names that are no class of a multi-label task."""
     mean: float = 0.0
@@ -79,10 +138,11 @@ class LabelCodec:
         """
         values = list(values)
         _check_task(task, ignore)
-        if task == "regression":
-            targets = np.array([_number(value) for value in values], dtype=np.float64)
-            if len(set(targets.tolist())) < 2:
-                raise LabelError(f"Every training target is {values[0]}; there is nothing to fit.")
+        if is_regression(task):
+            targets = _targets(task, values)
+            if len(np.unique(targets)) < 2:
+                found = f"is {targets[0]:g}" if len(targets) else "is missing"
+                raise LabelError(f"Every training target {found}; there is nothing to fit.")
             return cls(task, mean=float(targets.mean()), std=float(targets.std()))
         separator = next((s for s in _SEPARATORS if any(s in value for value in values)), ",")
         names: set[str] = set().union(*(_names(task, value, separator) for value in set(values)))
@@ -116,7 +176,8 @@ class LabelCodec:
         Returns:
             For classification the index of the class; for regression the number, not scaled;
             for multilabel 0 or 1 for each class; for residue_classification the index of the
-            class of each residue, ``IGNORE`` where the label is ignored.
+            class of each residue, ``IGNORE`` where the label is ignored; for residue_regression
+            the number of each residue, NaN where there is none, float32.
 
         Raises:
             LabelError: A label is none of the classes, or no number.
@@ -124,6 +185,8 @@ class LabelCodec:
         match self.task:
             case "regression":
                 return _number(value)
+            case "residue_regression":
+                return read_numbers(value)
             case "classification":
                 return self._class(value)
             case "multilabel":
@@ -169,6 +232,8 @@ class LabelCodec:
         match self.task:
             case "regression":
                 return float(target)
+            case "residue_regression":
+                return ",".join(f"{number:.6g}" for number in target.tolist())
             case "classification":
                 return self.classes[int(target)]
             case "multilabel":
@@ -192,7 +257,7 @@ class LabelCodec:
 def _check_task(task: str, ignore: Sequence[str]) -> None:
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}.")
-    if ignore and task in ("classification", "regression"):
+    if ignore and (task == "classification" or is_regression(task)):
         raise ConfigError(f"data.ignore_labels has no use in {task}; leave it empty.")
     if task == "residue_classification" and (long := [x for x in ignore if len(x) != 1]):
         raise ConfigError(f"data.ignore_labels: residue labels are one letter, found {long[0]!r}.")
@@ -210,6 +275,14 @@ def _by_value(names: Iterable[str]) -> Callable[[str], Any]:
     if all(read_number(name) is not None for name in names):
         return lambda name: (float(name), name)
     return str
+
+
+def _targets(task: str, values: Iterable[str]) -> Float64[np.ndarray, " R"]:
+    """The numbers in all labels, those that are missing left out."""
+    if not is_residue(task):
+        return np.array([_number(value) for value in values], dtype=np.float64)
+    numbers: np.ndarray = np.concatenate([np.empty(0), *map(read_numbers, values)])
+    return numbers[~np.isnan(numbers)]
 
 
 def _number(text: str) -> float:

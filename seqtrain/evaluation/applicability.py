@@ -124,8 +124,7 @@ def _freeman_tukey(
 ) -> Float[np.ndarray, " B"]:
     lengths = counts.sum(axis=1)
     affinity = np.sqrt(counts * shares).sum(axis=1) / np.sqrt(np.maximum(1, lengths))
-    distance: np.ndarray = 8 * lengths * (1 - affinity)
-    return distance
+    return np.asarray(8 * lengths * (1 - affinity))
 
 
 def _is_foreign(counts: Int64[np.ndarray, "B V"], tokenizer: Tokenizer) -> np.ndarray:
@@ -135,5 +134,5 @@ def _is_foreign(counts: Int64[np.ndarray, "B V"], tokenizer: Tokenizer) -> np.nd
     telling = _NUCLEOTIDES + unknown if is_protein else unknown
     share = counts[:, [letter in telling for letter in letters]].sum(axis=1)
     lengths = counts.sum(axis=1)
-    strange: np.ndarray = share >= (_NUCLEOTIDE_SHARE if is_protein else 0.5) * lengths
-    return strange & (lengths >= _FEWEST_LETTERS)
+    strange = share >= (_NUCLEOTIDE_SHARE if is_protein else 0.5) * lengths
+    return np.asarray(strange & (lengths >= _FEWEST_LETTERS))

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seqtrain.data.labels import is_regression
 from seqtrain.data.store import SequenceDataset
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate
-from seqtrain.evaluation.tables import write_predictions
+from seqtrain.evaluation.tables import Table
+from seqtrain.evaluation.writing import write_predictions
 from seqtrain.training.calibration import (
     Calibration,
     as_trained,
     calibration_error,
+    calibration_words,
     fit_temperature,
     readout,
 )
@@ -30,7 +33,7 @@ def calibrate(loaded: LoadedRun, valid: SequenceDataset) -> Calibration | None:
         valid: The labelled part to fit them to: not the one that the model was trained on.
     """
     task = loaded.codec.task
-    if task == "regression":
+    if is_regression(task):
         return None
     assert valid.targets is not None
     logits = _outputs(loaded, valid, as_logits=True).values
@@ -73,7 +76,7 @@ def evaluate_run(
     """
     task = loaded.codec.task
     outputs = _outputs(loaded, dataset, max_tokens)
-    losses = _regression_losses(loaded, dataset, outputs) if task == "regression" else None
+    losses = _regression_losses(loaded, dataset, outputs) if is_regression(task) else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
     return scored, outputs
 
@@ -100,15 +103,22 @@ def _outputs(
 
 
 def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Outputs) -> np.ndarray:
-    """The training loss of each record, on scaled targets."""
+    """Training loss of each record on scaled targets, and how many targets it is over, (N, 2)."""
     assert dataset.targets is not None
-    error = torch.from_numpy((outputs.values - dataset.targets) / loaded.codec.std).double()
+    kept = ~np.isnan(dataset.targets)
+    apart = np.where(kept, outputs.values - dataset.targets, 0) / loaded.codec.std
+    error = torch.from_numpy(apart).double()
     zero = torch.zeros_like(error)
     if loaded.config.task.loss == "huber":
         losses = torch.nn.functional.huber_loss(error, zero, reduction="none")
     else:
         losses = torch.nn.functional.mse_loss(error, zero, reduction="none")
-    return np.asarray(losses)
+    each = np.stack([losses.numpy(), kept], axis=1)
+    if not dataset.per_residue:
+        return each
+    sums = np.concatenate([np.zeros((1, 2)), each.cumsum(axis=0)])
+    by_record: np.ndarray = np.diff(sums[dataset.offsets], axis=0)
+    return by_record
 
 
 def write_outputs(
@@ -124,6 +134,7 @@ def write_outputs(
         length = int(dataset.offsets[i + 1] - dataset.offsets[i])
         return Prediction(dataset.ids[i], length, "ok", values, np.ones(length, dtype=bool))
 
-    truth = [loaded.codec.decode(dataset.target(i)) for i in range(len(dataset))]
+    truth = ((loaded.codec.decode(dataset.target(i)),) for i in range(len(dataset)))
     predictions = (one(i) for i in range(len(dataset)))
-    write_predictions(path, predictions, loaded.codec, extra=("target", truth))
+    table = Table(loaded.codec, calibration_words([loaded.calibration]), extra=("target",))
+    write_predictions(path, predictions, table, truth)

@@ -1,195 +1,170 @@
-"""Tables of predictions as TSV, JSON lines or Parquet, written while they are made."""
+"""What a table of predictions holds: its columns, what each one means, and the cells of a row."""
 
-import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_regression, is_residue
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.predict import Prediction
+from seqtrain.evaluation.windows import Windows
 
-FORMATS = (".tsv", ".parquet", ".jsonl")
-ROWS_PER_GROUP = 8192
-
-
-def columns(codec: LabelCodec) -> list[str]:
-    """The columns of a prediction table.
-
-    ``prob_<class>`` holds probabilities; a regression's ``prediction`` is in the target's unit; a
-    residue task's ``prediction`` is one class per letter, ``-`` where a letter was not read.
-    """
-    probabilities = [f"prob_{name}" for name in codec.classes]
-    has_probabilities = codec.task in ("classification", "multilabel")
-    return ["id", "length", "status", "prediction", *(probabilities if has_probabilities else [])]
+NUMBER, INTEGER, TEXT = "number", "integer", "text"
 
 
-def row(prediction: Prediction, codec: LabelCodec) -> list[Any]:
-    """The cells of one record; None where there is no prediction."""
-    head = [prediction.id, prediction.length, prediction.status]
-    values = prediction.values
-    if values is None:
-        return [*head, *([None] * (len(columns(codec)) - 3))]
-    match codec.task:
-        case "regression":
-            return [*head, float(values)]
-        case "classification":
-            return [*head, codec.classes[int(values.argmax())], *map(float, values)]
-        case "multilabel":
-            named = [name for name, p in zip(codec.classes, values, strict=True) if p > 0.5]
-            return [*head, codec.separator.join(named), *map(float, values)]
-    return [*head, _residue_string(values, prediction.kept, codec.classes)]
-
-
-def _residue_string(values: np.ndarray, kept: np.ndarray | None, classes: Sequence[str]) -> str:
-    assert kept is not None
-    names = iter(values.argmax(axis=1).tolist())
-    per_letter = [classes[next(names)] if keep else "-" for keep in kept.tolist()]
-    return ("" if all(len(name) == 1 for name in classes) else ",").join(per_letter)
-
-
-def write_predictions(
-    path: Path | None,
-    predictions: Iterable[Prediction],
-    codec: LabelCodec,
-    extra: tuple[str, Sequence[Any]] | None = None,
-) -> int:
-    """Write a table; returns the number of rows. An interrupted write leaves no file behind.
-
-    Args:
-        path: Ends in .tsv, .parquet or .jsonl; None writes TSV to standard output.
-        predictions: In input order.
-        codec: Names of classes.
-        extra: Name and cells of one more column, for instance the true labels.
+@dataclass(frozen=True)
+class Table:
+    """The form of a table of predictions, one row per input record.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: ``top_k`` where there are no probabilities to order.
     """
-    names = columns(codec) + ([extra[0]] if extra else [])
-    cells = iter(extra[1]) if extra else None
-    rows = (row(p, codec) + ([next(cells)] if cells else []) for p in predictions)
-    if path is None:
-        return _write_tsv(sys.stdout.write, names, rows, codec)
-    check_format(path)
-    with _whole_file(path) as partial:
-        if path.suffix == ".parquet":
-            return _write_parquet(partial, names, rows, codec)
-        with partial.open("w", encoding="utf-8") as file:
-            if path.suffix == ".jsonl":
-                return _write_jsonl(file.write, names, rows)
-            return _write_tsv(file.write, names, rows, codec)
 
+    codec: LabelCodec
+    calibration: str = "uncalibrated"
+    """How probabilities are calibrated, in words."""
+    num_members: int = 1
+    """How many models answered; each gets columns of its own if there are several."""
+    top_k: int | None = None
+    """Only so many classes, the most probable first, in place of one column per class."""
+    windows: Windows | None = None
+    with_warnings: bool = False
+    """A last column says in what a record is unlike those of the training."""
+    extra: tuple[str, ...] = ()
+    """Names of further columns, whose cells come beside the predictions."""
+    model: str = ""
+    """Fingerprint of what predicted."""
 
-def check_format(path: Path) -> None:
-    """Refuse a file name that no format goes by, or where no file can be.
+    def __post_init__(self) -> None:
+        if self.top_k is not None and not self.has_probabilities:
+            raise ConfigError(
+                f"--top-k {self.top_k}: a {self.codec.task} gives no probabilities of classes to a "
+                "record. Leave it out."
+            )
 
-    Raises:
-        ConfigError: says which there are, or what is in the way.
-    """
-    if path.suffix not in FORMATS:
-        raise ConfigError(
-            f"{path}: cannot tell the table's format: expected a name that ends in "
-            f"{', '.join(FORMATS)}."
-        )
-    check_place(path)
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether each record gets a probability for each class."""
+        return self.codec.task in ("classification", "multilabel")
 
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The columns in order, and whether each one is a number, an integer or text."""
+        answer = NUMBER if self.codec.task == "regression" else TEXT
+        kinds = {"id": TEXT, "length": INTEGER, "status": TEXT, "prediction": answer}
+        members = range(1, self.num_members + 1) if self.num_members > 1 else ()
+        if self.top_k is not None:
+            for place in range(1, min(self.top_k, len(self.codec.classes)) + 1):
+                kinds |= {f"top_{place}": TEXT, f"top_{place}_prob": NUMBER}
+                kinds |= {f"top_{place}_std": NUMBER} if members else {}
+        elif self.has_probabilities:
+            classes = self.codec.classes
+            kinds |= {f"prob_{name}": NUMBER for name in classes}
+            if members:
+                kinds |= {f"std_{name}": NUMBER for name in classes}
+            kinds |= {f"member{i}_prob_{name}": NUMBER for i in members for name in classes}
+        elif members:
+            kinds |= {"std": NUMBER, **{f"member{i}": answer for i in members}}
+        kinds |= {"warning": TEXT} if self.with_warnings else {}
+        return kinds | dict.fromkeys(self.extra, answer)
 
-def check_place(path: Path) -> None:
-    """Refuse a path where no file can be, before anything is computed for it.
+    @cached_property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.kinds)
 
-    Raises:
-        ConfigError: says what is in the way.
-    """
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
-        )
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; expected the name of a file.")
+    def row(self, prediction: Prediction, extra: Sequence[Any] = ()) -> list[Any]:
+        """The cells of one record; None where there is no prediction."""
+        head = [prediction.id, prediction.length, prediction.status]
+        warning = [",".join(prediction.warnings)] if self.with_warnings else []
+        if prediction.values is None:
+            empty = len(self.kinds) - len(head) - len(warning) - len(self.extra)
+            return [*head, *([None] * empty), *([None] if warning else []), *extra]
+        return [*head, *self._answers(prediction), *warning, *extra]
 
+    def _answers(self, prediction: Prediction) -> Iterator[Any]:
+        values, spread, members = prediction.values, prediction.spread, prediction.members
+        assert values is not None
+        yield self.answer(values, prediction.kept)
+        if self.top_k is not None:
+            # Stable, so that equal probabilities keep the order of the classes.
+            for index in np.argsort(-values, kind="stable")[: self.top_k].tolist():
+                yield self.codec.classes[index]
+                yield float(values[index])
+                if spread is not None:
+                    yield float(spread[index])
+        elif self.has_probabilities:
+            for numbers in (values, spread, *members):
+                if numbers is not None:
+                    yield from map(float, numbers)
+        elif spread is not None:
+            yield self._spread(values, spread)
+            for member in members:
+                yield self.answer(member, prediction.kept)
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    def _spread(self, values: np.ndarray, spread: np.ndarray) -> float:
+        """Of a value; of residues the mean, where there are classes that of the predicted ones."""
+        if is_regression(self.codec.task):
+            return float(spread.mean())
+        return float(np.take_along_axis(spread, values.argmax(axis=1)[:, None], axis=1).mean())
 
+    def answer(self, values: np.ndarray, kept: np.ndarray | None) -> str | float:
+        """What the cell ``prediction`` holds.
 
-def _meaning(codec: LabelCodec) -> str:
-    match codec.task:
-        case "regression":
-            return "prediction: value in the target's unit"
-        case "classification":
-            return "prediction: most probable class; prob_*: probabilities"
-        case "multilabel":
-            return "prediction: classes with probability above 0.5; prob_*: probabilities"
-    return "prediction: most probable class of each residue"
+        Args:
+            values: Of one record.
+            kept: Which letters of the record were read; residue tasks put ``-`` for the others.
+        """
+        codec = self.codec
+        match codec.task:
+            case "regression":
+                return float(values)
+            case "classification":
+                return codec.classes[int(values.argmax())]
+            case "multilabel":
+                named = [name for name, p in zip(codec.classes, values, strict=True) if p > 0.5]
+                return codec.separator.join(named)
+        assert kept is not None
+        if is_regression(codec.task):
+            numbers = iter(values.tolist())
+            return ",".join(f"{next(numbers):.6g}" if keep else "-" for keep in kept.tolist())
+        names = iter(values.argmax(axis=1).tolist())
+        per_letter = [codec.classes[next(names)] if keep else "-" for keep in kept.tolist()]
+        return ("" if all(len(name) == 1 for name in codec.classes) else ",").join(per_letter)
 
+    @property
+    def description(self) -> str:
+        """What the numbers are, in one line."""
+        return "; ".join(self._sentences())
 
-def _write_tsv(
-    write: Callable[[str], Any],
-    names: Sequence[str],
-    rows: Iterable[Sequence[Any]],
-    codec: LabelCodec,
-) -> int:
-    write(f"# {_meaning(codec)}\n")
-    write("\t".join(map(_text, names)) + "\n")
-    number = 0
-    for cells in rows:
-        write("\t".join(map(_text, cells)) + "\n")
-        number += 1
-    return number
-
-
-def _text(cell: Any) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, float):
-        return f"{cell:.7g}"
-    return str(cell).replace("\t", " ").replace("\n", " ")
-
-
-def _write_jsonl(
-    write: Callable[[str], Any], names: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> int:
-    number = 0
-    for cells in rows:
-        write(json.dumps(dict(zip(names, cells, strict=True)), ensure_ascii=False) + "\n")
-        number += 1
-    return number
-
-
-def _write_parquet(
-    path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]], codec: LabelCodec
-) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def kind(name: str) -> Any:
-        if name == "length":
-            return pa.int64()
-        is_value = codec.task == "regression" and name in ("prediction", "target")
-        is_number = is_value or name.startswith("prob_")
-        return pa.float32() if is_number else pa.string()
-
-    schema = pa.schema(
-        [(name, kind(name)) for name in names], metadata={"description": _meaning(codec)}
-    )
-    number, group = 0, []
-    with pq.ParquetWriter(path, schema) as writer:
-        for cells in rows:
-            group.append(dict(zip(names, cells, strict=True)))
-            number += 1
-            if len(group) == ROWS_PER_GROUP:
-                writer.write_table(pa.Table.from_pylist(group, schema))
-                group = []
-        writer.write_table(pa.Table.from_pylist(group, schema))
-    return number
+    def _sentences(self) -> Iterator[str]:
+        name = "top_*: the most probable classes; *_prob" if self.top_k else "prob_*"
+        match self.codec.task:
+            case "regression":
+                yield "prediction: value in the target's unit"
+            case "classification":
+                yield f"prediction: most probable class; {name}: probabilities, {self.calibration}"
+            case "multilabel":
+                yield "prediction: classes with probability above 0.5"
+                yield f"{name}: probabilities, {self.calibration}"
+            case "residue_regression":
+                yield "prediction: value of each residue in the target's unit"
+            case _:
+                yield "prediction: most probable class of each residue"
+        if self.num_members > 1:
+            yield (
+                f"mean of {self.num_members} models, of which std is the standard deviation"
+                + (", mean over residues" if is_residue(self.codec.task) else "")
+                + ("" if self.top_k else " and member* the answers")
+            )
+        if self.windows is not None:
+            joined = "stitched half-way" if is_residue(self.codec.task) else "mean of all"
+            size, overlap = self.windows.size, self.windows.overlap
+            yield f"longer records in windows of {size}, overlapping by {overlap}, {joined}"
+        if self.with_warnings:
+            yield "warning: in what the record is unlike those of the training"
+        if self.model:
+            yield f"model {self.model}"

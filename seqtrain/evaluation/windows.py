@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
 
 from seqtrain.errors import ConfigError
 
@@ -30,6 +29,17 @@ class Windows:
                 "less than the window."
             )
 
+    @classmethod
+    def of(cls, size: int | None, overlap: int | None) -> "Windows | None":
+        """Windows as a user asked for them: none without a size, a quarter of it for an overlap.
+
+        Raises:
+            ConfigError: An overlap of nothing, or as above.
+        """
+        if size is None and overlap is not None:
+            raise ConfigError(f"--overlap {overlap}: there is no --window to overlap.")
+        return None if size is None else cls(size, size // 4 if overlap is None else overlap)
+
     def starts(self, length: int) -> list[int]:
         """Where the windows of a record begin; one at 0 where it fits into one."""
         last = max(0, length - self.size)
@@ -40,8 +50,13 @@ class Windows:
         for start in self.starts(len(tokens)):
             yield tokens[start : start + self.size]
 
-    def stitch(self, pieces: Sequence[Float[np.ndarray, "_ K"]], length: int) -> np.ndarray:
-        """Each residue from the window in which it is farthest from an end, ``(length, K)``."""
+    def stitch(self, pieces: Sequence[np.ndarray], length: int) -> np.ndarray:
+        """Each residue from the window in which it is farthest from an end, ``(length, ...)``.
+
+        Args:
+            pieces: What is said of the residues of each window.
+            length: Of the record.
+        """
         starts = self.starts(length)
         middles = [(start + before + self.size) // 2 for before, start in pairwise(starts)]
         bounds = zip([0, *middles], [*middles, length], starts, pieces, strict=True)

@@ -27,11 +27,12 @@ from seqtrain.data.fasta import Record
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import CheckpointError, ConfigError, ExportError
-from seqtrain.evaluation.predict import predict_records
+from seqtrain.evaluation.predict import Predictor
 from seqtrain.evaluation.score import TrainingPart
 from seqtrain.export.card import model_card
 from seqtrain.export.parity import Parity, difference
 from seqtrain.export.program import Runner
+from seqtrain.training.calibration import Calibration
 from seqtrain.training.checkpoint import LoadedRun, load_run
 
 Place = Path | zipfile.Path
@@ -66,16 +67,20 @@ def opened(path: Path) -> Iterator[Place]:
         yield zipfile.Path(archive)
 
 
-def open_run(path: Path) -> LoadedRun:
+def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
     """The model of a run directory or of a bundle, on the host, in evaluation mode.
+
+    Args:
+        path: What training or an export made.
+        calibrated: By the temperatures that came with it, if any; False: as trained.
 
     Raises:
         CheckpointError: It is neither, damaged, or of a later format.
     """
     with opened(path) as root:
-        if path.is_file() or (root / MANIFEST).is_file():
-            return _load_bundle(root, path)
-    return load_run(path)
+        is_bundle = path.is_file() or (root / MANIFEST).is_file()
+        run = _load_bundle(root, path) if is_bundle else load_run(path)
+    return run if calibrated else run.calibrated(None)
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -113,7 +118,9 @@ def _load_bundle(root: Place, path: Path) -> LoadedRun:
             raise ConfigError("this version gives other tokens to the letters")
         model = build_model(config, tokenizer, codec)
         model.load_state_dict(load((root / "model.safetensors").read_bytes()))
-        return LoadedRun(model.eval(), config, tokenizer, codec, saved["data"], saved["state"])
+        run = LoadedRun(model.eval(), config, tokenizer, codec, saved["data"], saved["state"])
+        found = saved.get("calibration")  # bundles of before it have none
+        return run.calibrated(Calibration.from_dict(found) if found else None)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the bundle is damaged: {error!r}.") from error
     except (SafetensorError, ConfigError) as error:
@@ -171,6 +178,7 @@ def _write_files(run: Path, loaded: LoadedRun, folder: Path) -> None:
         "vocab": loaded.tokenizer.vocab,
         "labels": loaded.codec.to_dict(),
         "settings": config_to_dict(loaded.config),
+        "calibration": loaded.calibration and json.loads(loaded.calibration.to_json()),
         "state": loaded.state,
         "data": loaded.data,
     }
@@ -237,10 +245,8 @@ def _examples(loaded: LoadedRun) -> list[dict[str, Any]]:
 
 def _predict(loaded: LoadedRun, sequences: list[str]) -> list[np.ndarray]:
     records = (Record(f"example_{i}", "", s, "", i, i) for i, s in enumerate(sequences, 1))
-    predictions = predict_records(
-        loaded.model, loaded.tokenizer, loaded.codec, records, max_tokens=2 * _LONGEST_EXAMPLE
-    )
-    return [np.asarray(prediction.values) for prediction in predictions]
+    predictor = Predictor.of([loaded], torch.device("cpu"), max_tokens=2 * _LONGEST_EXAMPLE)
+    return [np.asarray(prediction.values) for prediction in predictor(records)]
 
 
 def read_bundle_program(path: Path) -> Runner:

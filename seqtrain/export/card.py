@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from seqtrain.data.labels import is_regression
 from seqtrain.training.checkpoint import LoadedRun
 
 _PIPELINES = {
     "classification": "text-classification",
     "multilabel": "text-classification",
     "residue_classification": "token-classification",
+    "residue_regression": "token-classification",
 }
 
 
@@ -25,6 +27,7 @@ def model_card(loaded: LoadedRun, summary: Mapping[str, Any] | None) -> str:
         _purpose(loaded),
         _use(loaded),
         _results(summary or {}),
+        _calibration(loaded, summary or {}),
         _data(loaded.data),
         _files(),
     ]
@@ -49,13 +52,15 @@ def _front_matter(loaded: LoadedRun) -> str:
 def _purpose(loaded: LoadedRun) -> str:
     codec, config = loaded.codec, loaded.config
     alphabet = loaded.tokenizer.alphabet.name
+    unit = (
+        "in the unit of the training targets "
+        f"(their mean is {codec.mean:.6g}, their standard deviation {codec.std:.6g})"
+    )
     answers = {
         "classification": f"one of {len(codec.classes)} classes, with a probability for each",
         "multilabel": f"any of {len(codec.classes)} classes, with a probability for each",
-        "regression": (
-            "one number, in the unit of the training targets "
-            f"(their mean is {codec.mean:.6g}, their standard deviation {codec.std:.6g})"
-        ),
+        "regression": f"one number, {unit}",
+        "residue_regression": f"one number for each residue, {unit}",
         "residue_classification": f"one of {len(codec.classes)} classes for each residue",
     }
     lines = [
@@ -104,6 +109,20 @@ def _results(summary: Mapping[str, Any]) -> str:
     return "\n".join([*head, *rows, "", *(["Alarms:", "", *alarms, ""] if alarms else [])])
 
 
+def _calibration(loaded: LoadedRun, summary: Mapping[str, Any]) -> str:
+    if is_regression(loaded.codec.task):
+        return ""
+    if loaded.calibration is None:
+        return "Probabilities are as trained, not calibrated.\n"
+    errors = summary.get("calibration", {}).get("error", {})
+    parts = [
+        f"{part}: {error['as_trained']:.4f} as trained, {error['calibrated']:.4f} calibrated"
+        for part, error in errors.items()
+    ]
+    said = f" Expected calibration error: {'; '.join(parts)}." if parts else ""
+    return f"Probabilities are {loaded.calibration.words()}.{said}\n"
+
+
 def _data(report: Mapping[str, Any]) -> str:
     lines = ["## Training data", ""]
     for part, facts in report.get("parts", {}).items():
@@ -122,7 +141,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def _applicability(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Sequences of other lengths, families or composition than these are outside what was "
-        "measured; probabilities are as trained, not calibrated."
+        "measured; `seqtrain predict --warnings` marks such records."
     )
     yield from (f"- {warning}" for warning in report.get("warnings", []))
     yield ""

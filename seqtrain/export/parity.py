@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from seqtrain.data.batching import collate
 from seqtrain.data.fasta import read_fasta
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.store import SequenceDataset
-from seqtrain.evaluation.predict import predict_records
+from seqtrain.evaluation.predict import Predictor
 from seqtrain.export.program import Runner
 from seqtrain.training.checkpoint import LoadedRun
 
@@ -57,11 +58,7 @@ def check_parity(loaded: LoadedRun, run: Runner, fasta: Sequence[str]) -> Parity
         FastaError: A record cannot be used.
     """
     records = read_fasta(fasta)
-    budget = loaded.config.batching.max_tokens
-    assert budget is not None
-    expected = predict_records(
-        loaded.model, loaded.tokenizer, loaded.codec, iter(records), max_tokens=budget
-    )
+    expected = Predictor.of([loaded], torch.device("cpu"))(iter(records))
     ids = [record.id for record in records]
     tokens = [loaded.tokenizer.encode(record.sequence) for record in records]
     found = _run_all(run, SequenceDataset.from_lists(ids, tokens), loaded.codec)

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import seqtrain
 from seqtrain.data.alphabet import GAPS, STOP
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_regression
 from seqtrain.data.tokenizer import PAD, Tokenizer
 from seqtrain.errors import ExportError
 from seqtrain.masking import lengths_to_mask, zero_padding
@@ -23,6 +23,7 @@ from seqtrain.nn.blocks import ConvBlock
 from seqtrain.nn.model import SequenceModel
 from seqtrain.nn.norms import MaskedBatchNorm
 from seqtrain.nn.plain_norms import NoNorm, PlainBatchNorm
+from seqtrain.training.calibration import calibration_words
 from seqtrain.training.checkpoint import LoadedRun
 
 INPUTS = ("tokens", "lengths")
@@ -130,7 +131,7 @@ def read_program(path: Path) -> Runner:
 
 def output_name(codec: LabelCodec) -> str:
     """What a program's numbers are: ``values`` in the target's unit, or ``probabilities``."""
-    return "values" if codec.task == "regression" else "probabilities"
+    return "values" if is_regression(codec.task) else "probabilities"
 
 
 def program_metadata(loaded: LoadedRun) -> dict[str, str]:
@@ -146,6 +147,7 @@ def program_metadata(loaded: LoadedRun) -> dict[str, str]:
         "pad": str(PAD),
         "classes": json.dumps(loaded.codec.classes),
         "output": output_name(loaded.codec),
+        "calibration": calibration_words([loaded.calibration]),
     }
 
 

@@ -7,7 +7,7 @@ label above 0.5 stays above it.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +64,16 @@ class Calibration:
             raise ValueError(f"expected temperatures above 0, found {saved['temperature']!r}")
         others = {name: saved[name] for name in ("part", "records", "error_before", "error_after")}
         return cls(temperature, **others)
+
+
+def calibration_words(calibrations: Sequence[Calibration | None]) -> str:
+    """What to say of the probabilities of one model, or of the mean of several."""
+    found = [each for each in calibrations if each is not None]
+    if not found:
+        return "uncalibrated"
+    if len(calibrations) == 1:
+        return found[0].words()
+    return f"{len(found)} of {len(calibrations)} models calibrated by {METHOD}"
 
 
 def set_temperature(model: SequenceModel, temperature: tuple[float, ...] = (1.0,)) -> None:

@@ -14,7 +14,7 @@ from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import FastaError
 from seqtrain.evaluation import predict as room
-from seqtrain.evaluation.predict import Prediction, predict_records
+from seqtrain.evaluation.predict import Prediction, Predictor
 
 TASKS = sorted(CODECS)
 LETTERS = TOKENIZER.alphabet.letters
@@ -35,16 +35,9 @@ def predict(
     tokenizer: Tokenizer = TOKENIZER,
     max_tokens: int = 50,
 ) -> list[Prediction]:
-    return list(
-        predict_records(
-            tiny_model(task=task),
-            tokenizer,
-            CODECS[task],
-            iter(entries),
-            max_tokens=max_tokens,
-            on_error=on_error,
-        )
-    )
+    models = [tiny_model(task=task)]
+    ask = Predictor(models, tokenizer, CODECS[task], max_tokens, on_error=on_error)
+    return list(ask(iter(entries)))
 
 
 def alone(task: str, sequence: str) -> np.ndarray:
@@ -121,9 +114,7 @@ def test_failing_names_every_bad_record_of_the_chunk() -> None:
 def test_a_failing_chunk_comes_after_the_answers_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CHUNK_RECORDS", 2)
     entries = [record(0, "ACD"), record(1, "ACD"), reject(2)]
-    stream = predict_records(
-        tiny_model(), TOKENIZER, CODECS["classification"], iter(entries), max_tokens=50
-    )
+    stream = Predictor([tiny_model()], TOKENIZER, CODECS["classification"], 50)(iter(entries))
     assert [next(stream).id for _ in range(2)] == ["r0", "r1"]
     with pytest.raises(FastaError):
         next(stream)
@@ -144,9 +135,7 @@ def test_the_input_is_never_read_far_ahead(
             yield record(taken, "ACDEFGHIKL")
             taken += 1
 
-    stream = predict_records(
-        tiny_model(), TOKENIZER, CODECS["classification"], endless(), max_tokens=50
-    )
+    stream = Predictor([tiny_model()], TOKENIZER, CODECS["classification"], 50)(endless())
     for number in range(10):
         next(stream)
         assert taken <= number + 3

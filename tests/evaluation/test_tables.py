@@ -14,7 +14,8 @@ from tiny_models import CODECS
 from seqtrain.data.labels import LabelCodec
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.predict import Prediction
-from seqtrain.evaluation.tables import check_format, columns, row, write_predictions
+from seqtrain.evaluation.tables import Table
+from seqtrain.evaluation.writing import check_format, write_predictions
 
 TASKS = sorted(CODECS)
 FORMATS = [".tsv", ".jsonl", ".parquet"]
@@ -28,7 +29,8 @@ def made(task: str, name: str, length: int, seed: int) -> Prediction:
     kept = np.array([True] * length + [False])
     if task == "regression":
         return Prediction(name, length, "ok", np.array(rng.normal() * 100, np.float32), kept)
-    shape = (length, 3) if task == "residue_classification" else (3,)
+    shapes = {"residue_classification": (length, 3), "residue_regression": (length,)}
+    shape = shapes.get(task, (3,))
     raw = rng.random(shape)
     return Prediction(
         name, length, "ok", (raw / raw.sum(-1, keepdims=True)).astype(np.float32), kept
@@ -59,10 +61,11 @@ def test_every_format_says_the_same(tmp_path: Path, task: str, with_truth: bool)
     tables = []
     for suffix in FORMATS:
         path = tmp_path / f"p{suffix}"
-        extra = ("target", truth) if with_truth else None
-        assert write_predictions(path, predictions(task), CODECS[task], extra) == 4
+        form = Table(CODECS[task], extra=("target",) if with_truth else ())
+        cells = ((value,) for value in truth) if with_truth else None
+        assert write_predictions(path, predictions(task), form, cells) == 4
         tables.append(read(path))
-    names = columns(CODECS[task]) + (["target"] if with_truth else [])
+    names = Table(CODECS[task]).columns + (["target"] if with_truth else [])
     for table in tables:
         assert [list(cells) for cells in table] == [names] * 4
         assert [cells["id"] for cells in table] == ["a", "bad", "c", "d"]
@@ -80,7 +83,8 @@ def test_every_format_says_the_same(tmp_path: Path, task: str, with_truth: bool)
 def test_numbers_are_numbers_in_parquet(tmp_path: Path, task: str) -> None:
     path = tmp_path / "p.parquet"
     truth = [0.5] * 4 if task == "regression" else ["a"] * 4
-    write_predictions(path, predictions(task), CODECS[task], ("target", truth))
+    form = Table(CODECS[task], extra=("target",))
+    write_predictions(path, predictions(task), form, ((value,) for value in truth))
     kinds = {field.name: str(field.type) for field in pq.read_schema(path)}
     assert kinds["length"] == "int64"
     if task == "regression":
@@ -94,7 +98,7 @@ def test_numbers_are_numbers_in_parquet(tmp_path: Path, task: str) -> None:
 def test_a_class_is_the_most_probable_one() -> None:
     codec = CODECS["classification"]
     values = np.array([0.2, 0.5, 0.3], np.float32)
-    cells = row(Prediction("x", 9, "ok", values, None), codec)
+    cells = Table(codec).row(Prediction("x", 9, "ok", values, None))
     assert cells[:4] == ["x", 9, "ok", "b"]
     assert cells[4:] == pytest.approx([0.2, 0.5, 0.3])
 
@@ -102,26 +106,26 @@ def test_a_class_is_the_most_probable_one() -> None:
 def test_labels_are_those_above_one_half_joined_as_they_came() -> None:
     codec = LabelCodec("multilabel", ("a", "b", "c"), separator="|")
     values = np.array([0.51, 0.5, 0.99], np.float32)
-    assert row(Prediction("x", 9, "ok", values, None), codec)[3] == "a|c"
+    assert Table(codec).row(Prediction("x", 9, "ok", values, None))[3] == "a|c"
 
 
 def test_residues_are_one_letter_each_with_a_dash_for_those_not_read() -> None:
     codec = CODECS["residue_classification"]
     values = np.eye(3, dtype=np.float32)[[0, 0, 2]]
     kept = np.array([True, False, True, True, False])
-    assert row(Prediction("x", 3, "ok", values, kept), codec)[3] == "h-hc-"
+    assert Table(codec).row(Prediction("x", 3, "ok", values, kept))[3] == "h-hc-"
 
 
 def test_long_names_of_residue_classes_are_separated() -> None:
     codec = LabelCodec("residue_classification", ("helix", "c"))
     values = np.eye(2, dtype=np.float32)[[0, 1]]
     kept = np.array([True, True, False])
-    assert row(Prediction("x", 2, "ok", values, kept), codec)[3] == "helix,c,-"
+    assert Table(codec).row(Prediction("x", 2, "ok", values, kept))[3] == "helix,c,-"
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_reject_has_its_reason_and_nothing_else(task: str) -> None:
-    cells = dict(zip(columns(CODECS[task]), row(REJECT, CODECS[task]), strict=True))
+    cells = dict(zip(Table(CODECS[task]).columns, Table(CODECS[task]).row(REJECT), strict=True))
     assert cells.pop("status") == REJECT.status
     assert (cells.pop("id"), cells.pop("length")) == ("bad", 0)
     assert set(cells.values()) == {None}
@@ -129,10 +133,10 @@ def test_a_reject_has_its_reason_and_nothing_else(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_table_says_what_its_numbers_are(tmp_path: Path, task: str) -> None:
-    write_predictions(tmp_path / "p.tsv", [], CODECS[task])
-    write_predictions(tmp_path / "p.parquet", [], CODECS[task])
+    write_predictions(tmp_path / "p.tsv", [], Table(CODECS[task]))
+    write_predictions(tmp_path / "p.parquet", [], Table(CODECS[task]))
     comment = (tmp_path / "p.tsv").read_text().splitlines()[0]
-    words = "target's unit" if task == "regression" else "probab"
+    words = "target's unit" if task.endswith("regression") else "probab"
     assert words in comment
     described = pq.read_schema(tmp_path / "p.parquet").metadata[b"description"].decode()
     assert comment == f"# {described}"
@@ -142,7 +146,8 @@ def test_no_cell_breaks_a_row(tmp_path: Path) -> None:
     """Names come from users: a tab in one must not become a column."""
     codec = LabelCodec("classification", ("a\tb", "c\nd"))
     prediction = Prediction("x", 1, "ok\n", np.array([0.9, 0.1], np.float32), None)
-    write_predictions(tmp_path / "p.tsv", [prediction], codec, ("target", ["a\tb"]))
+    form = Table(codec, extra=("target",))
+    write_predictions(tmp_path / "p.tsv", [prediction], form, [("a\tb",)])
     _, header, cells = (tmp_path / "p.tsv").read_text().splitlines()
     assert header.split("\t") == [
         "id",
@@ -161,7 +166,7 @@ def test_unusual_names_survive_in_every_format(tmp_path: Path) -> None:
     values = np.array([0.75, 0.25], np.float32)
     for suffix in FORMATS:
         path = tmp_path / f"p{suffix}"
-        write_predictions(path, [Prediction("sp|P1|ö", 3, "ok", values, None)], codec)
+        write_predictions(path, [Prediction("sp|P1|ö", 3, "ok", values, None)], Table(codec))
         (cells,) = read(path)
         assert cells["id"] == "sp|P1|ö"
         assert cells["prediction"] == 'é "quoted"'
@@ -172,7 +177,7 @@ def test_many_rows_are_written_in_groups(tmp_path: Path) -> None:
     codec = CODECS["regression"]
     count = 8192 * 2 + 3
     stream = (Prediction(f"s{i}", 1, "ok", np.array(i, np.float32), None) for i in range(count))
-    assert write_predictions(tmp_path / "p.parquet", stream, codec) == count
+    assert write_predictions(tmp_path / "p.parquet", stream, Table(codec)) == count
     table = pq.read_table(tmp_path / "p.parquet")
     assert table["prediction"].to_pylist() == list(range(count))
     assert pq.ParquetFile(tmp_path / "p.parquet").num_row_groups >= 3
@@ -188,7 +193,7 @@ def test_an_interrupted_write_leaves_the_file_of_before(tmp_path: Path, suffix: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_predictions(path, interrupted(), CODECS["regression"])
+        write_predictions(path, interrupted(), Table(CODECS["regression"]))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -196,8 +201,10 @@ def test_an_interrupted_write_leaves_the_file_of_before(tmp_path: Path, suffix: 
 def test_without_a_file_the_table_goes_to_standard_output(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    write_predictions(None, predictions("classification"), CODECS["classification"])
-    write_predictions(tmp_path / "p.tsv", predictions("classification"), CODECS["classification"])
+    write_predictions(None, predictions("classification"), Table(CODECS["classification"]))
+    write_predictions(
+        tmp_path / "p.tsv", predictions("classification"), Table(CODECS["classification"])
+    )
     assert capsys.readouterr().out == (tmp_path / "p.tsv").read_text()
 
 
