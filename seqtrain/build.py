@@ -11,7 +11,7 @@ from seqtrain.config import (
     RunConfig,
     TransformerConfig,
 )
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_regression, is_residue
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.nn.blocks import NormFactory
 from seqtrain.nn.encoders import CnnEncoder, Encoder, TransformerEncoder
@@ -101,9 +101,13 @@ def build_pooling(name: str, embed_dim: int) -> nn.Module:
 def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> SequenceModel:
     """The whole model. Weights come from torch's global generator: seed it first."""
     encoder = build_encoder(config.encoder, config.norm, tokenizer.vocab_size)
-    if codec.task == "residue_classification":
+    if is_residue(codec.task):
         # Its dropout would draw per position, and so depend on the padding; the encoder's does not.
-        head = ClassHead(encoder.embed_dim, codec.num_outputs, dropout=0.0)
+        head = (
+            RegressionHead(encoder.embed_dim, 0.0, codec.mean, codec.std)
+            if is_regression(codec.task)
+            else ClassHead(encoder.embed_dim, codec.num_outputs, dropout=0.0)
+        )
         return SequenceModel(encoder, None, head)
     dropout = config.task.head_dropout
     assert config.task.pooling is not None, "the pooling is chosen before anything is built"

@@ -63,6 +63,7 @@ TASKS = (
     "multilabel",
     "regression",
     "residue_classification",
+    "residue_regression",
 )
 NORMS = (
     "masked_batch",
@@ -280,8 +281,8 @@ class TaskConfig:
     """What is predicted, and how the loss counts it."""
 
     name: str | None = None
-    """``classification``, ``multilabel``, ``regression`` or ``residue_classification``; none: told
-    from the labels."""
+    """``classification``, ``multilabel``, ``regression``, ``residue_classification`` or
+    ``residue_regression``; none: told from the labels."""
     pooling: str | None = None
     """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``; unused by residues."""
     head_dropout: float = HEAD_DROPOUT
@@ -310,12 +311,13 @@ class TaskConfig:
             ConfigError: a setting differs from its default and the task does not read it.
         """
         is_classes = name in ("classification", "residue_classification")
+        is_numbers, is_residue = name.endswith("regression"), name.startswith("residue")
         unread = {
-            "label_smoothing": self.label_smoothing != 0 and name == "regression",
+            "label_smoothing": self.label_smoothing != 0 and is_numbers,
             "class_weights": self.class_weights != "none" and not is_classes,
-            "loss": self.loss != "mse" and name != "regression",
-            "pooling": self.pooling is not None and name == "residue_classification",
-            "head_dropout": self.head_dropout != HEAD_DROPOUT and name == "residue_classification",
+            "loss": self.loss != "mse" and not is_numbers,
+            "pooling": self.pooling is not None and is_residue,
+            "head_dropout": self.head_dropout != HEAD_DROPOUT and is_residue,
         }
         for key, is_ignored in unread.items():
             if is_ignored:

@@ -14,6 +14,7 @@ import torch
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import package_dir
 from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
+from seqtrain.data.labels import is_regression
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.defaults import Choice, choose_settings
 from seqtrain.errors import CheckpointError, ConfigError
@@ -95,7 +96,7 @@ def plan_run(config: RunConfig) -> Plan:
 def _check_monitor(config: RunConfig, data: PreparedData) -> None:
     """Refuse a metric that scoring the validation part will not give, before the first epoch."""
     rows = len(data.valid.tokens) if data.valid.per_residue else len(data.valid)
-    shape = (rows,) if data.codec.task == "regression" else (rows, data.codec.num_outputs)
+    shape = (rows,) if is_regression(data.codec.task) else (rows, data.codec.num_outputs)
     nothing = Outputs(np.zeros(shape, np.float32), 0.0)
     names = score_outputs(nothing, data.valid, data.codec.task, data.codec.num_outputs)
     if config.trainer.monitor not in names:

@@ -35,7 +35,13 @@ from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import predict_outputs
 
 LETTERS = "ACDEFGHIKLMNPQRSTVY"
-TASKS = ["classification", "multilabel", "regression", "residue_classification"]
+TASKS = [
+    "classification",
+    "multilabel",
+    "regression",
+    "residue_classification",
+    "residue_regression",
+]
 SMALL = (
     "data=files",
     "encoder.embed_dim=8",
@@ -57,6 +63,8 @@ def label(task: str, sequence: str) -> str:
             return "|".join(names or ["none", "other"])
         case "regression":
             return f"{sequence.count('W') + len(sequence) / 100:.3f}"
+        case "residue_regression":
+            return ",".join(f"{ord(letter) / 100}" for letter in sequence[:-1]) + ",NA"
     return "".join(
         "h" if letter in "AW" else "e" if letter in "CDEF" else "c" for letter in sequence
     )

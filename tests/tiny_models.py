@@ -18,6 +18,7 @@ CODECS = {
     "multilabel": LabelCodec("multilabel", ("a", "b", "c")),
     "regression": LabelCodec("regression", mean=3.0, std=2.0),
     "residue_classification": LabelCodec("residue_classification", ("h", "e", "c"), ("u",)),
+    "residue_regression": LabelCodec("residue_regression", mean=3.0, std=2.0),
 }
 
 
@@ -50,7 +51,7 @@ def tiny_model(
     Heads begin with zero weights and norms as the identity, and then any padding would seem
     harmless.
     """
-    chosen = None if task == "residue_classification" else pooling
+    chosen = None if task.startswith("residue") else pooling
     torch.manual_seed(seed)
     model = build_model(tiny_config(encoder, norm, chosen), TOKENIZER, CODECS[task])
     generator = torch.Generator().manual_seed(seed + 1)

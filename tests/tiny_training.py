@@ -31,7 +31,7 @@ def tiny_dataset(
     tokens = [rng.integers(1, TOKENIZER.vocab_size, size).astype(np.uint8) for size in sizes]
     targets: list[Any] = [_target(task, residues, rng) for residues in tokens]
     ids = [f"s{seed}-{i}" for i in range(len(sizes))]
-    is_residue = task == "residue_classification"
+    is_residue = task.startswith("residue")
     return SequenceDataset.from_lists(ids, tokens, targets, per_residue=is_residue)
 
 
@@ -44,8 +44,11 @@ def _target(task: str, residues: np.ndarray, rng: np.random.Generator) -> Any:
             return np.array([share > 0.3, share > 0.6, len(residues) > 9], np.float32)
         case "regression":
             return float(share * 4 + 1)
+    ignored = rng.random(len(residues)) < 0.2
+    if task == "residue_regression":
+        return np.where(ignored, np.nan, residues / 4).astype(np.float32)
     classes = (residues % 3).astype(np.int64)
-    return np.where(rng.random(len(residues)) < 0.2, IGNORED, classes)
+    return np.where(ignored, IGNORED, classes)
 
 
 class Recorder:
@@ -81,7 +84,7 @@ def tiny_trainer(
     **settings: Any,
 ) -> Trainer:
     """A trainer as a new process would make it: everything seeded, nothing shared."""
-    is_residue = task == "residue_classification"
+    is_residue = task.startswith("residue")
     config = tiny_config(encoder, norm, None if is_residue else "mean_max")
     config.encoder.dropout = config.task.head_dropout = dropout
     codec = CODECS[task]

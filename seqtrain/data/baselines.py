@@ -40,6 +40,10 @@ def majority_baseline(train_targets: np.ndarray, test_targets: np.ndarray, task:
 
     Residue targets are flat; those that are ignored are left out.
     """
+    if task == "residue_regression":
+        train_targets = train_targets[~np.isnan(train_targets)]
+        test_targets = test_targets[~np.isnan(test_targets)]
+        task = "regression"
     if task == "residue_classification":
         train_targets = train_targets[train_targets != IGNORE]
         test_targets = test_targets[test_targets != IGNORE]

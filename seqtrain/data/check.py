@@ -12,7 +12,7 @@ from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.join import join_labels, looks_like, read_records, tokenize
 from seqtrain.data.label_table import LabelTable
-from seqtrain.data.labels import infer_task
+from seqtrain.data.labels import infer_task, mean_number
 from seqtrain.data.splits import random_split, similarity_split, stratified_split
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
@@ -168,6 +168,8 @@ def _strata(values: Sequence[str], table: LabelTable) -> Any:
     task = infer_task(values, table.kind)
     if task == "regression":
         return np.array([float(value) for value in values])
+    if task == "residue_regression":
+        return np.array([mean_number(value) for value in values])
     if task == "residue_classification":
         return [sorted(set(value)) for value in values]
     return list(values)

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
 from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
-from seqtrain.data.labels import LabelCodec, read_number
+from seqtrain.data.labels import LabelCodec, is_regression, is_residue, read_number, read_numbers
 from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError, LabelError
@@ -193,15 +193,26 @@ def check_labels(records: Iterable[Record], table: LabelTable, task: str) -> Non
             f"{label_source(table)}: holds one letter per residue, but {task} needs one label per "
             "record. Give a table with --labels, or set task to residue_classification."
         )
-    if task != "regression":
+    if not is_regression(task):
         return
     bad = [
-        _reject(record, f"{_where(record, table)}: expected a number, found {value!r}")
+        _reject(record, f"{_where(record, table)}: {wrong}")
         for record in records
-        if read_number(value := table.values[record.id]) is None
+        if (wrong := _no_number(table.values[record.id], task))
     ]
     if bad:
         raise LabelError(reject_message(bad))
+
+
+def _no_number(value: str, task: str) -> str | None:
+    """What keeps a label from being a number, or a list of them."""
+    if not is_residue(task):
+        return f"expected a number, found {value!r}" if read_number(value) is None else None
+    try:
+        read_numbers(value)
+    except LabelError as error:
+        return str(error)
+    return None
 
 
 def _where(record: Record, table: LabelTable) -> str:
@@ -220,7 +231,7 @@ def to_dataset(
         LabelError: Labels are not among the classes, or of another length than the sequence: all
             are collected.
     """
-    per_residue = codec.task == "residue_classification"
+    per_residue = is_residue(codec.task)
     targets: list[Any] = []
     bad: list[Reject] = []
     for record, tokens in zip(data.records, data.tokens, strict=True):
@@ -240,11 +251,11 @@ def to_dataset(
 
 def _residue_targets(
     record: Record, labels: str, codec: LabelCodec, tokenizer: Tokenizer
-) -> Int64[np.ndarray, " L"]:
+) -> Int64[np.ndarray, " L"] | Float32[np.ndarray, " L"]:
     """Targets of the letters that get a token; labels may leave out dropped gaps and stops."""
     keep = tokenizer.keep(record.sequence)
-    if len(labels) not in (len(keep), keep.sum()):
-        raise LabelError(f"{len(labels)} residue labels for {len(keep)} residues")
     targets = codec.encode(labels)
     assert isinstance(targets, np.ndarray)
+    if len(targets) not in (len(keep), keep.sum()):
+        raise LabelError(f"{len(targets)} residue labels for {len(keep)} residues")
     return targets[keep] if len(targets) == len(keep) else targets

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Shaped
 from seqtrain.data.fasta import Record, Reject, reject_message
 from seqtrain.data.join import Tokenized, split_source
 from seqtrain.data.label_table import LabelTable, split_name
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_regression, mean_number
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
 from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import ConfigError, DataError, LabelError
@@ -135,7 +135,7 @@ def _divide(
         case _:
             expected = "stratified, random or similarity"
             raise ConfigError(f"data.split_method: expected {expected}, found {method!r}.")
-    if codec.task != "regression" and (lone := _lone(parts, labels, codec)):
+    if not is_regression(codec.task) and (lone := _lone(parts, labels, codec)):
         parts[lone] = "train"
         rule += f" ({len(lone)} back in train, which lacked their class)"
     return Partition(parts, rule)
@@ -148,6 +148,8 @@ def _groups(labels: Sequence[str], codec: LabelCodec) -> list[Any] | Float64[np.
             return list(labels)
         case "regression":
             return np.array([codec.encode(label) for label in labels], dtype=np.float64)
+        case "residue_regression":
+            return np.array([mean_number(label) for label in labels])
         case _:
             return [sorted(codec.names(label)) for label in labels]
 

@@ -8,7 +8,7 @@ import numpy as np
 from seqtrain.data.files import file_facts
 from seqtrain.data.join import Tokenized, label_source, looks_like
 from seqtrain.data.label_table import LabelTable
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_regression
 from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 
@@ -72,9 +72,13 @@ def _part_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
 def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
     targets = part.targets
     assert targets is not None
-    if codec.task == "regression":
+    if is_regression(codec.task):
+        missing = np.isnan(targets)
+        absent = {"missing_residues": int(missing.sum())} if part.per_residue else {}
+        targets = targets[~missing]
         spread = {"mean": targets.mean(), "std": targets.std(), "min": targets.min()}
-        return {"targets": {k: float(v) for k, v in {**spread, "max": targets.max()}.items()}}
+        spread |= {"max": targets.max()}
+        return {"targets": {name: float(value) for name, value in spread.items()}, **absent}
     if codec.task == "multilabel":
         counts = targets.sum(axis=0)
     else:

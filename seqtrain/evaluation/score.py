@@ -14,7 +14,12 @@ from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
-from seqtrain.training.metrics import ConfusionCounts, primary_metric, record_confusions
+from seqtrain.training.metrics import (
+    ConfusionCounts,
+    primary_metric,
+    record_confusions,
+    record_moments,
+)
 from seqtrain.training.outputs import Outputs, score_outputs
 
 NUM_LENGTH_BINS = 5
@@ -55,14 +60,16 @@ class TrainingPart:
 
     lengths: Int64[np.ndarray, " N"]
     targets: np.ndarray
-    """As in the dataset; residue tasks keep one count per class instead."""
+    """As in the dataset; residue tasks keep one count per class instead, or the mean of all."""
 
     @classmethod
     def of(cls, train: SequenceDataset, num_classes: int) -> "TrainingPart":
         """The summary of a labelled dataset."""
         assert train.targets is not None
         targets = train.targets
-        if train.per_residue:
+        if train.per_residue and np.issubdtype(targets.dtype, np.floating):
+            targets = np.nanmean(targets, keepdims=True)
+        elif train.per_residue:
             targets = np.bincount(targets[targets >= 0], minlength=num_classes)
         return cls(train.lengths, targets)
 
@@ -91,7 +98,7 @@ def evaluate(
     class_names: Sequence[str],
     training: TrainingPart | None = None,
     *,
-    record_losses: Float[np.ndarray, " N"] | None = None,
+    record_losses: Float[np.ndarray, "N 2"] | None = None,
     num_draws: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -103,7 +110,8 @@ def evaluate(
         task: What is predicted.
         class_names: Names of the classes, in order; empty for a regression.
         training: Lengths and targets of the training part; without it there are no baselines.
-        record_losses: Loss of each record, where the metrics alone do not give it (regression).
+        record_losses: Sum of the losses of each record and what it is over, where the metrics
+            alone do not give it (regressions).
         num_draws: Bootstrap draws.
         seed: Of the bootstrap.
     """
@@ -136,16 +144,26 @@ def _intervals(
 ) -> dict[str, Interval]:
     assert dataset.targets is not None
     intervals = functools.partial(bootstrap_intervals, num_draws=num_draws, seed=seed)
-    if dataset.per_residue:
-        predictions = outputs.values.argmax(axis=1)
-        confusions = record_confusions(predictions, dataset.targets, dataset.offsets, num_classes)
-        losses = residue_losses(outputs.values, dataset)
-        return {**intervals("loss", losses, None), **intervals(task, confusions, None)}
-    found = intervals(task, outputs.values, dataset.targets)
-    if record_losses is None:
-        return found
-    sums = np.stack([record_losses, np.ones_like(record_losses)], axis=1)
-    return {**intervals("loss", sums, None), **found}
+    if not dataset.per_residue:
+        found = intervals(task, outputs.values, dataset.targets)
+    else:
+        counts = residue_counts(outputs.values, dataset, task, num_classes)
+        found = intervals(task, counts, None)
+        if task == "residue_classification":
+            record_losses = residue_losses(outputs.values, dataset)
+    losses = {} if record_losses is None else intervals("loss", record_losses, None)
+    return {**losses, **found}
+
+
+def residue_counts(
+    values: Float[np.ndarray, "R ..."], dataset: SequenceDataset, task: str, num_classes: int
+) -> Float[np.ndarray, "N 8"] | Int64[np.ndarray, "N K K"]:
+    """What the residues of each record add to the metrics: confusion counts, or sums of errors."""
+    assert dataset.targets is not None
+    if task == "residue_regression":
+        return record_moments(values, dataset.targets, dataset.offsets)
+    predictions = values.argmax(axis=1)
+    return record_confusions(predictions, dataset.targets, dataset.offsets, num_classes)
 
 
 def residue_losses(
@@ -190,6 +208,10 @@ def _baselines(
     training: TrainingPart, dataset: SequenceDataset, task: str
 ) -> dict[str, dict[str, float]]:
     assert dataset.targets is not None
+    if task == "residue_regression":
+        mean = Outputs(np.full(len(dataset.tokens), training.targets[0]), float("nan"))
+        scores = score_outputs(mean, dataset, task, 1)
+        return {"majority": {name: value for name, value in scores.items() if name != "loss"}}
     if dataset.per_residue:
         counts = ConfusionCounts(len(training.targets))
         commonest = np.full(len(dataset.tokens), int(training.targets.argmax()))

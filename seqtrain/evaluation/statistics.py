@@ -8,6 +8,8 @@ Everywhere, ``task`` says what the arrays hold:
         ``training.metrics.compute_metrics`` takes them.
     ``residue_classification``, ``mlm``: outputs are the confusion counts ``(N, K, K)`` of each
         record, rows are targets (``training.metrics.record_confusions``); targets are None.
+    ``residue_regression``: outputs are the sums ``(N, 8)`` of each record
+        (``training.metrics.record_moments``); targets are None.
     ``loss``: outputs are the sum of losses and the count they are over, ``(N, 2)`` float; targets
         are None. Any task's loss, for records of any number of residues.
 """
@@ -23,6 +25,7 @@ from jaxtyping import Float, Int64, Num, Shaped
 from seqtrain.training.metrics import (
     WeightedMetrics,
     confusion_metrics,
+    moment_metrics,
     ratio_metric,
     weighted_metrics,
 )
@@ -202,6 +205,8 @@ def minimum_detectable_difference(
 def _record_metrics(task: str, outputs: np.ndarray, targets: np.ndarray | None) -> WeightedMetrics:
     if task == "loss":
         return ratio_metric("loss", outputs)
+    if task == "residue_regression":
+        return moment_metrics(outputs)
     if targets is None:
         return confusion_metrics(outputs)
     return weighted_metrics(task, outputs, targets)

@@ -47,10 +47,10 @@ class MultilabelHead(ClassHead):
 
 
 class RegressionHead(nn.Module):
-    """One number per sequence. It learns the scaled target and keeps the scale.
+    """One number per sequence or residue. It learns the scaled target and keeps the scale.
 
-    The logits ``(B,)`` are in standard deviations of the training targets from their mean;
-    :meth:`readout` gives the target's own unit.
+    The logits ``(B,)`` or ``(B, L)`` are in standard deviations of the training targets from their
+    mean; :meth:`readout` gives the target's own unit.
     """
 
     target_mean: Tensor
@@ -64,7 +64,7 @@ class RegressionHead(nn.Module):
         self.register_buffer("target_std", torch.tensor(std, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scaled predictions ``(B,)``."""
+        """Scaled predictions ``(B,)`` or ``(B, L)``."""
         logits: Tensor = self.linear(self.dropout(x))
         return logits.squeeze(-1)
 

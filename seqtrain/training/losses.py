@@ -1,7 +1,7 @@
 """Losses as sums and what they are over, so that batches of any make-up add up exactly.
 
-Ignored positions (target -100) are taken out by selection before any arithmetic: whatever their
-logits hold, NaN included, reaches neither the loss nor a gradient.
+Ignored positions (target -100, or NaN where numbers are wanted) are taken out by selection before
+any arithmetic: whatever their logits hold, NaN included, reaches neither the loss nor a gradient.
 """
 
 import torch
@@ -31,10 +31,11 @@ def sequence_loss(
         task: ``classification``, ``residue_classification``, ``mlm``: cross entropy; the weight
             is the number of targets, or the sum of their class weights. ``multilabel``: binary
             cross entropy; the weight is the number of labels, B * K. ``regression``: the weight
-            is B.
-        logits: ``(B, K)``; for residues ``(B, L, K)``; for regression ``(B,)`` or ``(B, 1)``.
+            is B. ``residue_regression``: the weight is the number of targets.
+        logits: ``(B, K)``; for residues ``(B, L, K)``; for regression ``(B,)`` or ``(B, 1)``, of
+            residues ``(B, L)``.
         targets: int64 ``(B,)`` or ``(B, L)``, -100 is ignored; for multi-label 0 or 1 ``(B, K)``;
-            for regression values ``(B,)``, already scaled to unit variance.
+            for regression values ``(B,)`` or ``(B, L)``, scaled to unit variance, NaN is ignored.
         class_weights: Weight of each class; for multi-label, of each label's positives.
         label_smoothing: Share of the target spread evenly over the classes, or for multi-label
             over yes and no.
@@ -50,7 +51,7 @@ def sequence_loss(
             return _cross_entropy(wide, targets, class_weights, label_smoothing)
         case "multilabel":
             return _binary_cross_entropy(wide, targets, class_weights, label_smoothing)
-        case "regression":
+        case "regression" | "residue_regression":
             if class_weights is not None or label_smoothing:
                 raise ValueError("class weights and label smoothing mean nothing in regression")
             return _regression_loss(wide, targets, loss)
@@ -134,7 +135,9 @@ def _regression_loss(logits: Tensor, targets: Tensor, loss: str) -> tuple[Tensor
         raise ValueError(
             f"expected targets of shape {tuple(values.shape)}, received {tuple(targets.shape)}"
         )
-    wanted = targets.to(values.dtype)
+    kept = ~targets.isnan()
+    wanted = torch.where(kept, targets.to(values.dtype), 0)
+    values = torch.where(kept, values, 0)
     match loss:
         case "mse":
             total = F.mse_loss(values, wanted, reduction="sum")
@@ -142,4 +145,4 @@ def _regression_loss(logits: Tensor, targets: Tensor, loss: str) -> tuple[Tensor
             total = F.huber_loss(values, wanted, reduction="sum")
         case _:
             raise ValueError(f"unknown regression loss {loss!r}; expected 'mse' or 'huber'")
-    return total, values.new_tensor(values.numel())
+    return total, kept.sum().to(values.dtype)

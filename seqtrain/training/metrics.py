@@ -18,6 +18,7 @@ Definitions, each after scikit-learn where it has one:
     macro_auroc, macro_auprc: Unweighted mean, one against the rest, over the classes or labels
         that have both positives and negatives.
     r2, pearson, spearman, rmse, mae: In the target's unit; spearman with mid-ranks for ties.
+        Residues: over all that have a target, without spearman, whose ranks do not add up.
     perplexity: exp(loss).
 
 A metric that is not defined is NaN, without a warning: mcc, auroc and auprc when the targets hold
@@ -60,6 +61,7 @@ _PRIMARY = {
     "multilabel": "macro_auroc",
     "regression": "r2",
     "residue_classification": "macro_f1",
+    "residue_regression": "r2",
     "mlm": "perplexity",
 }
 
@@ -132,6 +134,54 @@ def confusion_metrics(confusions: Integer[np.ndarray, "N K K"]) -> WeightedMetri
         return _from_confusion((flat.T @ counts).reshape(num_classes, num_classes, -1))
 
     return _join([metrics])
+
+
+def moment_metrics(moments: Float[np.ndarray, "N 8"]) -> WeightedMetrics:
+    """``r2``, ``pearson``, ``rmse`` and ``mae`` as a function of how often records count.
+
+    Args:
+        moments: Of each record, as :func:`record_moments` gives them.
+    """
+
+    def metrics(counts: Counts) -> dict[str, PerDraw]:
+        sums = moments.T @ counts
+        mean_x, mean_y, xx, yy, xy, squared, absolute = sums[1:] / sums[0]
+        var_x, var_y = _variance(xx, mean_x), _variance(yy, mean_y)
+        return {
+            "r2": 1 - squared / var_y,
+            "pearson": np.clip((xy - mean_x * mean_y) / np.sqrt(var_x * var_y), -1, 1),
+            "rmse": np.sqrt(squared),
+            "mae": absolute,
+        }
+
+    return _join([metrics])
+
+
+def record_moments(
+    predictions: Float[np.ndarray, " T"],
+    targets: Float[np.ndarray, " T"],
+    offsets: Integer[np.ndarray, " N_plus_1"],
+) -> Float[np.ndarray, "N 8"]:
+    """Sums over the residues of each record, float64, which errors and correlations follow from.
+
+    The number of residues with a target (not NaN), and the sums of x, y, x², y², xy, (x - y)² and
+    |x - y|, x the prediction and y the target, both less their mean over all.
+
+    Args:
+        predictions: Values of all residues, record after record.
+        targets: Likewise, NaN where there is none.
+        offsets: Where each record starts, and the end of the last.
+    """
+    kept = ~np.isnan(targets)
+    record = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))[kept]
+    predicted, wanted = predictions[kept].astype(np.float64), targets[kept].astype(np.float64)
+    # Centred first, so that the variances do not cancel when the mean is large.
+    x = predicted - predicted.sum() / max(len(predicted), 1)
+    y = wanted - wanted.sum() / max(len(wanted), 1)
+    error = predicted - wanted
+    columns = (np.ones_like(x), x, y, x * x, y * y, x * y, error**2, np.abs(error))
+    sums = [np.bincount(record, weights=column, minlength=len(offsets) - 1) for column in columns]
+    return np.stack(sums, axis=1).astype(np.float64)  # bincount of nothing has integers
 
 
 def ratio_metric(name: str, sums_and_counts: Float[np.ndarray, "N 2"]) -> WeightedMetrics:
@@ -213,7 +263,8 @@ def _parts(task: str, outputs: np.ndarray, targets: np.ndarray) -> list[Weighted
             return [_multilabel_sums(outputs, targets), _macro_ranking(outputs, targets > 0.5)]
         case "regression":
             values, wanted = outputs.astype(np.float64), targets.astype(np.float64)
-            return [_moments(values, wanted), _spearman(values, wanted)]
+            each = record_moments(values, wanted, np.arange(len(values) + 1))
+            return [moment_metrics(each), _spearman(values, wanted)]
         case "mlm":
             return [_likelihood(outputs, targets, perplexity=True), _class_counts(outputs, targets)]
         case _:
@@ -329,28 +380,6 @@ def _macro_ranking(
         return {
             "macro_auroc": _mean_of_defined(areas[0]),
             "macro_auprc": _mean_of_defined(areas[1]),
-        }
-
-    return metrics
-
-
-def _moments(
-    predictions: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]
-) -> WeightedMetrics:
-    # Centred first, so that the variances below do not cancel when the mean is large.
-    x = predictions - predictions.sum() / max(len(predictions), 1)
-    y = targets - targets.sum() / max(len(targets), 1)
-    error = predictions - targets
-    per_record = np.stack([x, y, x * x, y * y, x * y, error**2, np.abs(error)])
-
-    def metrics(counts: Counts) -> dict[str, PerDraw]:
-        mean_x, mean_y, xx, yy, xy, squared, absolute = per_record @ counts / counts.sum(axis=0)
-        var_x, var_y = _variance(xx, mean_x), _variance(yy, mean_y)
-        return {
-            "r2": 1 - squared / var_y,
-            "pearson": np.clip((xy - mean_x * mean_y) / np.sqrt(var_x * var_y), -1, 1),
-            "rmse": np.sqrt(squared),
-            "mae": absolute,
         }
 
     return metrics

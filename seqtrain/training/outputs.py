@@ -10,7 +10,12 @@ from seqtrain.data.batching import Batch, collate, plan_batches
 from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.device import autocast
-from seqtrain.training.metrics import ConfusionCounts, compute_metrics
+from seqtrain.training.metrics import (
+    ConfusionCounts,
+    compute_metrics,
+    moment_metrics,
+    record_moments,
+)
 from seqtrain.training.objective import Objective
 
 
@@ -88,6 +93,11 @@ def score_outputs(
 ) -> dict[str, float]:
     """The metrics of a labelled dataset by name, ``loss`` among them."""
     assert dataset.targets is not None, "only a labelled dataset can be scored"
+    if task == "residue_regression":
+        ends = np.array([0, len(dataset.targets)])
+        moments = record_moments(outputs.values, dataset.targets, ends)
+        values = moment_metrics(moments)(np.ones((1, 1)))
+        return {"loss": outputs.loss, **{name: float(value[0]) for name, value in values.items()}}
     if _is_residue(task):
         counts = ConfusionCounts(num_classes)
         counts.update(outputs.values.argmax(axis=1), dataset.targets)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqtrain.data.labels import IGNORE, LabelCodec, infer_task
+from seqtrain.data.labels import IGNORE, LabelCodec, infer_task, mean_number, read_numbers
 from seqtrain.errors import ConfigError, LabelError
 
 names = st.text(alphabet=string.ascii_letters + " _-/", min_size=1).map(str.strip).filter(bool)
@@ -35,11 +35,46 @@ numbers = st.floats(-1e6, 1e6).map(repr)
         (["a,", "b"], "classification"),
         (["1,2", "1"], "multilabel"),
         (["nan", "inf"], "classification"),
+        (["0.5,1,NA", "2,,3.25"], "residue_regression"),
+        (["0.5 1 NA", "2 3"], "residue_regression"),
+        (["0.5,1", "2,high"], "multilabel"),
     ],
 )
 def test_task_is_told_from_the_labels(values, task):
     assert infer_task(values, "table") == task
     assert infer_task([*values, *values], "header") == task
+
+
+@given(
+    st.lists(st.none() | st.floats(-1e6, 1e6, width=32), min_size=2, max_size=9),
+    st.sampled_from([",", ", ", " ", "\t"]),
+    st.sampled_from(["NA", "nan", "-", "?"]),
+)
+def test_numbers_of_residues_are_read_with_their_gaps(values, separator, missing):
+    text = separator.join(missing if value is None else repr(value) for value in values)
+    got = read_numbers(text)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, [np.nan if v is None else v for v in values])
+    codec = LabelCodec("residue_regression")
+    again = codec.decode(codec.encode(text))
+    np.testing.assert_allclose(codec.encode(again), got, rtol=1e-5)
+
+
+def test_nothing_between_commas_is_a_residue_without_a_number():
+    np.testing.assert_array_equal(read_numbers("1,,2,"), [1, np.nan, 2, np.nan])
+
+
+def test_what_is_no_number_is_told_with_its_residue():
+    with pytest.raises(LabelError, match=r"residue 2: expected a number, found 'high'"):
+        LabelCodec("residue_regression").encode("1,high,2")
+
+
+def test_the_scale_of_residue_numbers_is_that_of_those_measured():
+    codec = LabelCodec.fit("residue_regression", ["1,NA,3", "5"])
+    assert (codec.mean, codec.std) == (3.0, pytest.approx(np.sqrt(8 / 3)))
+    with pytest.raises(LabelError, match="Every training target is missing"):
+        LabelCodec.fit("residue_regression", ["NA,NA", "-,-"])
+    assert (mean_number("1,NA,3"), mean_number("NA,NA")) == (2.0, 0.0)
 
 
 def test_labels_fasta_is_a_residue_task():

@@ -36,6 +36,9 @@ def random_outputs(dataset: SequenceDataset, task: str, seed: int = 0) -> Output
     if task == "multilabel":
         raw = dataset.targets * 0.4 + rng.random((len(dataset), 3)) * 0.6
         return Outputs(raw.astype(np.float32), 0.5)
+    if task == "residue_regression":
+        values = np.nan_to_num(dataset.targets) + rng.normal(size=len(dataset.targets))
+        return Outputs(values.astype(np.float32), 0.5)
     raw = rng.random((len(dataset.targets), 3)) + np.eye(3)[dataset.targets.clip(min=0)]
     return Outputs((raw / raw.sum(axis=1, keepdims=True)).astype(np.float32), 0.5)
 
@@ -82,7 +85,7 @@ def test_classification_equals_scikit_learn() -> None:
 
 
 def test_regression_equals_scikit_learn_and_its_loss_is_that_given() -> None:
-    losses = np.linspace(0, 1, 60)
+    losses = np.stack([np.linspace(0, 1, 60), np.ones(60)], axis=1)
     found, dataset, outputs = scored("regression", record_losses=losses)
     assert found.metrics["r2"].value == pytest.approx(sk.r2_score(dataset.targets, outputs.values))
     assert found.metrics["loss"].value == pytest.approx(0.5)
@@ -103,6 +106,28 @@ def test_residues_count_alike_and_records_are_drawn() -> None:
     assert training is not None
     majority = np.bincount(training[training >= 0]).argmax()
     assert commonest == pytest.approx((truth == majority).mean())
+
+
+def test_numbers_of_residues_are_pooled_and_those_without_a_target_left_out() -> None:
+    task = "residue_regression"
+    found, dataset, outputs = scored(task)
+    counted = ~np.isnan(dataset.targets)
+    assert 0 < counted.sum() < len(counted)
+    truth, said = dataset.targets[counted], outputs.values[counted]
+    wanted = {
+        "r2": sk.r2_score(truth, said),
+        "pearson": np.corrcoef(truth, said)[0, 1],
+        "rmse": sk.root_mean_squared_error(truth, said),
+        "mae": sk.mean_absolute_error(truth, said),
+    }
+    assert wanted.keys() == found.metrics.keys()
+    for name, value in wanted.items():
+        assert found.metrics[name].value == pytest.approx(value, rel=1e-5), name
+    training = tiny_dataset(task, 80, seed=6).targets
+    assert training is not None
+    guess = np.full(len(truth), np.nanmean(training))
+    error = sk.mean_absolute_error(truth, guess)
+    assert found.baselines["majority"]["mae"] == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -14,9 +14,16 @@ from seqtrain.evaluation.statistics import (
     paired_bootstrap,
     paired_permutation_test,
 )
-from seqtrain.training.metrics import compute_metrics, confusion_metrics
+from seqtrain.training.metrics import compute_metrics, confusion_metrics, record_moments
 
-TASKS = ("classification", "multilabel", "regression", "residue_classification", "loss")
+TASKS = (
+    "classification",
+    "multilabel",
+    "regression",
+    "residue_classification",
+    "residue_regression",
+    "loss",
+)
 NUM_RECORDS = 24
 
 
@@ -40,6 +47,11 @@ def scored(task, seed, num_records=NUM_RECORDS):
             return rng.normal(size=(3, num_records))
         case "residue_classification":
             return *rng.integers(0, 9, (2, num_records, 3, 3)), None
+        case "residue_regression":
+            ends = np.append(0, rng.integers(1, 9, num_records).cumsum())
+            targets = rng.normal(size=ends[-1])
+            arms = rng.normal(targets, [[1], [2]])
+            return *(record_moments(arm, targets, ends) for arm in arms), None
     sums = rng.gamma(2, 1, (2, num_records))
     lengths = rng.integers(1, 30, num_records).astype(float)
     return *(np.stack([lengths * arm, lengths], axis=1) for arm in sums), None
@@ -52,7 +64,19 @@ def slow_metrics(task, outputs, targets):
     if task == "residue_classification":
         values = confusion_metrics(outputs.sum(axis=0, keepdims=True))(np.ones((1, 1)))
         return {name: value[0] for name, value in values.items()}
+    if task == "residue_regression":
+        return errors_of(*outputs.sum(axis=0))
     return compute_metrics(task, outputs, targets)
+
+
+def errors_of(n, x, y, xx, yy, xy, squared, absolute):
+    """What the sums over all residues say."""
+    return {
+        "r2": 1 - squared / (yy - y**2 / n),
+        "pearson": (n * xy - x * y) / np.sqrt((n * xx - x**2) * (n * yy - y**2)),
+        "rmse": np.sqrt(squared / n),
+        "mae": absolute / n,
+    }
 
 
 def rows_of(outputs, targets, rows):

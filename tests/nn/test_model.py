@@ -12,6 +12,7 @@ SHAPES = {
     "multilabel": (3, 3),
     "regression": (3,),
     "residue_classification": (3, 9, 3),
+    "residue_regression": (3, 9),
 }
 
 
@@ -22,7 +23,8 @@ def test_logits_have_the_shape_of_the_task(task: str, encoder: str) -> None:
     tokens, lengths = draw_tokens([4, 9, 1])
     assert model(tokens, lengths).shape == SHAPES[task]
     packed = tokens[lengths_to_mask(lengths)][None]
-    shape = (1, 14, 3) if task == "residue_classification" else SHAPES[task]
+    flat = {"residue_classification": (1, 14, 3), "residue_regression": (1, 14)}
+    shape = flat.get(task, SHAPES[task])
     assert model(packed, lengths, True).shape == shape
 
 

@@ -21,7 +21,11 @@ from seqtrain.training.losses import sequence_loss
 
 SAFE_NORMS = [norm for norm in NORMS if norm != "leaky_batch"]
 MASKED_NORMS = [norm for norm in NORMS if norm.startswith("masked")]
-HEADS = [*((pooling, "classification") for pooling in POOLINGS), ("-", "residue_classification")]
+HEADS = [
+    *((pooling, "classification") for pooling in POOLINGS),
+    ("-", "residue_classification"),
+    ("-", "residue_regression"),
+]
 CASES = [(encoder, norm) for encoder in ENCODERS for norm in NORMS if norm in SAFE_NORMS]
 MASKED_CASES = [(encoder, norm) for encoder, norm in CASES if norm in MASKED_NORMS]
 

@@ -39,6 +39,32 @@ def make(task, num_records, seed, num_classes=4):
     return logits, torch.randint(num_classes, (num_records,), generator=generator)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    extra=st.integers(0, 5),
+    loss=st.sampled_from(["mse", "huber"]),
+    seed=seeds,
+)
+def test_residues_without_a_number_reach_neither_the_loss_nor_a_gradient(
+    lengths, extra, loss, seed
+):
+    logits, classes = padded_batch(lengths, 1, max(lengths) + extra, seed)
+    targets = torch.where(classes < 0, torch.nan, torch.randn(classes.shape).double())
+    values = logits.squeeze(-1)
+    total, weight = sequence_loss("residue_regression", values, targets, loss=loss)
+    total.backward()
+    kept = classes >= 0
+    oracle = {"mse": F.mse_loss, "huber": F.huber_loss}[loss]
+    measured = values.detach()[kept].requires_grad_()
+    expected = oracle(measured, targets[kept], reduction="sum")
+    expected.backward()
+    assert weight == kept.sum()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(logits.grad.squeeze(-1)[kept], measured.grad)
+    assert (logits.grad.squeeze(-1)[~kept] == 0).all()
+
+
 @pytest.mark.parametrize("task", RESIDUE_TASKS)
 @settings(deadline=None, max_examples=40)
 @given(
