@@ -98,9 +98,11 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return differentiable_backward(ctx, grad)
         input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            statistics = Statistics(mean, invstd, mean_share, var_share, ctx.dims, ctx.group)
+            firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
+            return *firsts, *[None] * 6
         normal = select_real((input - mean).mul_(invstd), mask)
         grad = select_real(grad.to(normal.dtype), mask)
         shared = [d for d in ctx.dims if weight is None or weight.shape[d] == 1]
@@ -123,29 +125,37 @@ class _Standardize(torch.autograd.Function):
         return grad_input.to(input.dtype), None, grad_weight, grad_bias, *[None] * 6
 
 
-def differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The same first derivative, in operations that can be differentiated again."""
-    if ctx.group is not None:
+def differentiable_backward(
+    grad: Tensor,
+    input: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Statistics,
+) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
+    """The first derivative, for input, mask, weight and bias, that can be differentiated again."""
+    mean, invstd, mean_share, var_share, dims, group = statistics
+    if group is not None:
         raise RuntimeError("statistics that are synchronised over ranks have no second derivative")
-    input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
     with torch.enable_grad():
         out = select_real(input - mean, mask)
-        if mean_share is not None:
+        if mean_share is not None and var_share is not None:
             # Both corrections have the value 0 and the derivative of the statistic by the input.
-            drift = mean_share * out.sum(ctx.dims, keepdim=True)
+            drift = mean_share * out.sum(dims, keepdim=True)
             out = select_real(out - (drift - drift.detach()), mask)
-            spread = var_share * (out * out).sum(ctx.dims, keepdim=True)
+            spread = var_share * (out * out).sum(dims, keepdim=True)
             spread = spread - spread.detach()
             out = out * (1 + invstd * invstd * spread).rsqrt()
         out = out * invstd
         out = out if weight is None else out * weight
         out = out if bias is None else select_real(out + bias, mask)
         out = out.to(input.dtype)
-    places = {0: input, 2: weight, 3: bias}
-    wanted = {at: t for at, t in places.items() if t is not None and t.requires_grad}
-    grads = torch.autograd.grad(out, list(wanted.values()), grad, create_graph=True)
-    by_place = dict(zip(wanted, grads, strict=True))
-    return tuple(by_place.get(at) for at in range(len(ctx.needs_input_grad)))
+    wanted = [t for t in (input, weight, bias) if t is not None and t.requires_grad]
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    of_input, of_weight, of_bias = (
+        next(grads) if t is not None and t.requires_grad else None for t in (input, weight, bias)
+    )
+    return of_input, None, of_weight, of_bias
 
 
 def per_channel(values: Tensor, input: Tensor, channel_dim: int) -> Tensor:

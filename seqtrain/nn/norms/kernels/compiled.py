@@ -10,7 +10,8 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -42,13 +43,31 @@ def compiled(loop: Loop) -> Loop:
 
 
 @functools.lru_cache(maxsize=1)
-def _workers(process: int, count: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """Threads of this process: those of a parent are not there after a fork."""
-    return ThreadPoolExecutor(count, "seqtrain-norm")
+def _crew(process: int) -> tuple[SimpleQueue[Callable[[], None]], list[Thread]]:  # noqa: ARG001
+    """Where work is left, and who takes it: nobody yet, in a new process after a fork too."""
+    return SimpleQueue(), []
+
+
+def _call(helpers: int, work: Callable[[], None]) -> None:
+    """Have ``work`` called by that many other threads, whenever they come to it."""
+
+    def serve() -> None:
+        while True:
+            jobs.get()()
+
+    jobs, threads = _crew(os.getpid())
+    while len(threads) < helpers:
+        threads.append(Thread(target=serve, name="seqtrain-norm", daemon=True))
+        threads[-1].start()
+    for _ in range(helpers):
+        jobs.put(work)
 
 
 def run(loop: Loop, num_chunks: int, least: int, *arguments: Any) -> None:
-    """``loop(first, last, *arguments)`` over all chunks, each thread taking a run of them.
+    """``loop(first, last, *arguments)`` over all chunks, by as many threads as torch may use.
+
+    Each takes the next few chunks until none are left, so that one which gets no core for a while,
+    or cannot wake up because another holds the interpreter, is not waited for.
 
     Args:
         loop: From ``loops``.
@@ -57,13 +76,22 @@ def run(loop: Loop, num_chunks: int, least: int, *arguments: Any) -> None:
         arguments: What the loop takes after its first two.
     """
     machine = compiled(loop)
-    threads = max(1, min(torch.get_num_threads(), num_chunks // least))
-    bounds = [num_chunks * t // threads for t in range(threads + 1)]
-    others = []
-    if threads > 1:
-        pool = _workers(os.getpid(), threads - 1)
-        spans = zip(bounds[1:-1], bounds[2:], strict=True)
-        others = [pool.submit(machine, first, last, *arguments) for first, last in spans]
-    machine(0, bounds[1], *arguments)
-    for other in others:
-        other.result()
+    helpers = min(torch.get_num_threads(), num_chunks // least) - 1
+    if helpers < 1:
+        machine(0, num_chunks, *arguments)
+        return
+    # The interpreter's lock makes one iterator safe to share.
+    firsts = iter(range(0, num_chunks, least))
+    done: SimpleQueue[None] = SimpleQueue()
+
+    def work() -> None:
+        for first in firsts:
+            try:
+                machine(first, min(first + least, num_chunks), *arguments)
+            finally:
+                done.put(None)
+
+    _call(helpers, work)
+    work()
+    for _ in range(0, num_chunks, least):
+        done.get()

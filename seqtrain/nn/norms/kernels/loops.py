@@ -6,6 +6,8 @@ their number alone: whoever does them, and when, no bit of a result depends on i
 dtype of ``x`` within a tile, which stays in the cache, and in float64 from tile to tile. Four rows
 at once, because a sum that is fetched and stored for every row takes twice as long.
 
+Factors are indexed where they are used: unpacked, the compiler would not see that they lie apart.
+
 They call no function of ours and stand for themselves, since that is what is compiled.
 """
 
@@ -70,15 +72,56 @@ def moments(
                 m2[k, c] += max(within, 0.0) + step * step * before * size / (before + size)
 
 
+def settle(
+    size: int,
+    chunk: int,
+    eps: float,
+    means: Array,
+    squares: Array,
+    weight: Array,
+    bias: Array,
+    statistics: Array,
+    factors: Array,
+) -> None:
+    """Merge the ``moments`` of all chunks, and make of them the factors of ``transform``.
+
+    Args:
+        size: Number of rows.
+        chunk: Rows in each chunk but the last.
+        eps: Added to the variance.
+        means: ``(K, C)``, like the next.
+        squares: Sums of squared deviations.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
+        factors: Becomes centre, scale and shift, ``(3, C)``.
+    """
+    mean, m2, invstd = statistics
+    mean[:] = 0
+    m2[:] = 0
+    for k in range(len(means)):
+        before = k * chunk
+        total = min(before + chunk, size)
+        for c in range(len(mean)):
+            step = means[k, c] - mean[c]
+            mean[c] += step * (total - before) / total
+            m2[c] += squares[k, c] + step * step * before * (total - before) / total
+    for c in range(len(mean)):
+        shifted = m2[c] / size + eps
+        invstd[c] = 1 / np.sqrt(shifted) if shifted > 0 else 0.0
+        factors[0, c] = mean[c]
+        factors[1, c] = invstd[c] * weight[c]
+        # With what the mean loses in the dtype of the input, which matters where it is large.
+        factors[2, c] = bias[c] - (mean[c] - factors[0, c]) * factors[1, c]
+
+
 def transform(
     first: int,
     last: int,
     chunk: int,
     rows: Array,
     x: Array,
-    centre: Array,
-    scale: Array,
-    shift: Array,
+    factors: Array,
     out: Array,
 ) -> None:
     """``(x - centre) * scale + shift`` at the rows of some chunks, 0 between and around them."""
@@ -89,9 +132,10 @@ def transform(
         at = 0 if k == 0 else rows[k * chunk]
         for i in range(k * chunk, stop):
             e = rows[i]
-            out[at:e] = 0
+            for gap in range(at, e):
+                out[gap] = 0
             for c in range(C):
-                out[e, c] = (x[e, c] - centre[c]) * scale[c] + shift[c]
+                out[e, c] = (x[e, c] - factors[0, c]) * factors[1, c] + factors[2, c]
             at = e + 1
         out[at : N if stop == len(rows) else rows[stop]] = 0
 
@@ -139,17 +183,52 @@ def gradient_sums(
                 product[k, c] += mixed[c]
 
 
+def settle_gradient(
+    size: int,
+    plains: Array,
+    products: Array,
+    statistics: Array,
+    weight: Array,
+    sums: Array,
+    factors: Array,
+) -> None:
+    """Add up the ``gradient_sums`` of all chunks, and make of them the factors of ``gradient``.
+
+    Args:
+        size: Number of rows.
+        plains: Sums of the gradient, ``(K, C)``, like the next.
+        products: Sums of the gradient times the centred input.
+        statistics: As ``settle`` left them.
+        weight: ``(C,)``.
+        sums: Becomes the gradients of weight and bias, ``(2, C)``.
+        factors: Holds the centre and becomes centre, scale, slope and shift, ``(4, C)``.
+    """
+    mean, _, invstd = statistics
+    for c in range(len(mean)):
+        plain = 0.0
+        product = 0.0
+        for k in range(len(plains)):
+            plain += plains[k, c]
+            product += products[k, c]
+        left = mean[c] - factors[0, c]
+        product = (product - left * plain) * invstd[c]
+        sums[0, c] = product
+        sums[1, c] = plain
+        scale = invstd[c] * weight[c]
+        slope = -scale * invstd[c] * product / size
+        factors[1, c] = scale
+        factors[2, c] = slope
+        factors[3, c] = -scale * plain / size - slope * left
+
+
 def gradient(
     first: int,
     last: int,
     chunk: int,
     rows: Array,
     x: Array,
-    centre: Array,
     grad: Array,
-    scale: Array,
-    slope: Array,
-    shift: Array,
+    factors: Array,
     out: Array,
 ) -> None:
     """``grad * scale + (x - centre) * slope + shift`` at some chunks' rows, and 0 as above."""
@@ -159,8 +238,10 @@ def gradient(
         at = 0 if k == 0 else rows[k * chunk]
         for i in range(k * chunk, stop):
             e = rows[i]
-            out[at:e] = 0
+            for gap in range(at, e):
+                out[gap] = 0
             for c in range(C):
-                out[e, c] = grad[e, c] * scale[c] + (x[e, c] - centre[c]) * slope[c] + shift[c]
+                centred = x[e, c] - factors[0, c]
+                out[e, c] = grad[e, c] * factors[1, c] + centred * factors[2, c] + factors[3, c]
             at = e + 1
         out[at : N if stop == len(rows) else rows[stop]] = 0

@@ -1,4 +1,8 @@
-"""Masked batch norm on the CPU: two passes forward and two backward over the real rows alone."""
+"""Masked batch norm on the CPU: two passes forward and two backward over the real rows alone.
+
+Between the passes hardly anything is left to Python or torch: each of their operations costs ten
+microseconds or more when a pass has just swept the caches.
+"""
 
 from typing import Any, NamedTuple
 
@@ -9,12 +13,8 @@ from torch import Tensor
 from seqtrain.nn.norms.kernels import compiled, loops
 from seqtrain.nn.norms.kernels.loops import Array
 from seqtrain.nn.norms.moments import Moments
-from seqtrain.nn.norms.running import RunningStatistics, running_standard
-from seqtrain.nn.norms.standardize import (
-    differentiable_backward,
-    inverse_root,
-    per_channel,
-)
+from seqtrain.nn.norms.running import RunningStatistics
+from seqtrain.nn.norms.standardize import Statistics, differentiable_backward, inverse_root
 
 SMALLEST = 2**14
 """Elements from which on it is worth loading the compiled loops."""
@@ -24,8 +24,8 @@ TILE = 2**13
 
 TILES_PER_CHUNK = 8
 
-CHUNKS_PER_THREAD = 4
-"""A thread wakes up in the time in which another has done about two."""
+SPAN = 4
+"""Chunks that a thread takes at a time: another wakes up in the time of about two."""
 
 
 class Rows(NamedTuple):
@@ -36,50 +36,50 @@ class Rows(NamedTuple):
     tile: int
     """Rows summed up in the input's dtype."""
 
-    @property
-    def chunk(self) -> int:
-        """Rows done in one go."""
-        return self.tile * TILES_PER_CHUNK
+    def moments(self, x: Array, eps: float, weight: Array, bias: Array) -> tuple[Array, Array]:
+        """What ``loops.settle`` gives: statistics, and the factors of ``transform``."""
+        num_chunks, chunk = self._chunks()
+        means, squares = np.empty((2, num_chunks, x.shape[1]))
+        compiled.run(
+            loops.moments, num_chunks, SPAN, chunk, self.tile, self.places, x, means, squares
+        )
+        statistics, factors = np.empty((3, x.shape[1])), np.empty((3, x.shape[1]), x.dtype)
+        settle = compiled.compiled(loops.settle)
+        settle(len(self.places), chunk, eps, means, squares, weight, bias, statistics, factors)
+        return statistics, factors
 
-    @property
-    def num_chunks(self) -> int:
-        """All of them, the last one perhaps shorter."""
-        return -(-len(self.places) // self.chunk)
+    def transform(self, x: Array, factors: Array, out: Array) -> None:
+        """``(x - centre) * scale + shift`` into ``out``, and 0 into all other rows."""
+        num_chunks, chunk = self._chunks()
+        compiled.run(loops.transform, num_chunks, SPAN, chunk, self.places, x, factors, out)
 
-    def moments(self, x: Array) -> tuple[Array, Array]:
-        """Mean and sum of squared deviations of each channel, float64."""
-        means, m2 = np.empty((2, self.num_chunks, x.shape[1]))
-        self._run(loops.moments, self.tile, self.places, x, means, m2)
-        starts = np.arange(self.num_chunks) * self.chunk
-        sizes = np.minimum(len(self.places) - starts, self.chunk)[:, None]
-        mean = (means * sizes).sum(0) / len(self.places)
-        mean += ((means - mean) * sizes).sum(0) / len(self.places)
-        return mean, (m2 + sizes * (means - mean) ** 2).sum(0)
+    def gradient_sums(
+        self, x: Array, grad: Array, weight: Array, statistics: Array
+    ) -> tuple[Array, Array]:
+        """What ``loops.settle_gradient`` gives: sums, and the factors of ``gradient``."""
+        num_chunks, chunk = self._chunks()
+        plains, products = np.empty((2, num_chunks, x.shape[1]))
+        sums, factors = np.empty((2, x.shape[1]), x.dtype), np.empty((4, x.shape[1]), x.dtype)
+        factors[0] = statistics[0]
+        arrays = (self.places, x, factors[0], grad, plains, products)
+        compiled.run(loops.gradient_sums, num_chunks, SPAN, chunk, self.tile, *arrays)
+        settle = compiled.compiled(loops.settle_gradient)
+        settle(len(self.places), plains, products, statistics, weight, sums, factors)
+        return sums, factors
 
-    def transform(self, x: Array, centre: Array, scale: Array, shift: Array) -> Tensor:
-        """``(x - centre) * scale + shift``, and 0 in all other rows."""
-        out = torch.empty(x.shape, dtype=torch.from_numpy(x).dtype)
-        self._run(loops.transform, self.places, x, centre, scale, shift, out.numpy())
-        return out
+    def gradient(self, x: Array, grad: Array, factors: Array, out: Array) -> None:
+        """``grad * scale + (x - centre) * slope + shift`` into ``out``, and 0 elsewhere."""
+        num_chunks, chunk = self._chunks()
+        compiled.run(loops.gradient, num_chunks, SPAN, chunk, self.places, x, grad, factors, out)
 
-    def gradient_sums(self, x: Array, centre: Array, grad: Array) -> tuple[Array, Array]:
-        """Sums of ``grad`` and of ``grad * (x - centre)`` in each channel, float64."""
-        plain, product = np.empty((2, self.num_chunks, x.shape[1]))
-        self._run(loops.gradient_sums, self.tile, self.places, x, centre, grad, plain, product)
-        return plain.sum(0), product.sum(0)
-
-    def gradient(self, x: Array, centre: Array, grad: Array, *factors: Array) -> Tensor:
-        """``grad * scale + (x - centre) * slope + shift``, and 0 in all other rows."""
-        out = torch.empty(x.shape, dtype=torch.from_numpy(x).dtype)
-        self._run(loops.gradient, self.places, x, centre, grad, *factors, out.numpy())
-        return out
-
-    def _run(self, loop: compiled.Loop, *arguments: Any) -> None:
-        compiled.run(loop, self.num_chunks, CHUNKS_PER_THREAD, self.chunk, *arguments)
+    def _chunks(self) -> tuple[int, int]:
+        """How many there are, and the rows in each but the last."""
+        chunk = self.tile * TILES_PER_CHUNK
+        return -(-len(self.places) // chunk), chunk
 
 
 class _Normalize(torch.autograd.Function):
-    """``(x - mean) * invstd * weight + bias`` where mean and invstd are those of its real rows."""
+    """Batch norm of rows by the statistics that come with it, which are those of its real rows."""
 
     @staticmethod
     def forward(
@@ -88,60 +88,53 @@ class _Normalize(torch.autograd.Function):
         mask: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
         rows: Rows,
+        statistics: Array,
+        factors: Array,
     ) -> Tensor:
-        share = torch.full_like(invstd, 1 / len(rows.places))
-        ctx.save_for_backward(input, mask, weight, bias, mean, invstd, share, share)
-        ctx.dims, ctx.group, ctx.rows = (0,), None, rows
-        return _transform(input, weight, bias, mean, invstd, rows)
+        ctx.save_for_backward(input, mask, weight, bias)
+        ctx.rows, ctx.statistics = rows, statistics
+        return _transform(input, rows, factors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, mask, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return differentiable_backward(ctx, grad)
-        input, _, weight, bias, *statistics, share, _ = ctx.saved_tensors
-        mean, invstd, share = (_array(t)[0] for t in (*statistics, share))
+            statistics = _as_tensors(ctx.statistics, len(ctx.rows.places))
+            firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
+            return *firsts, None, None, None
         x, dy = _array(input), _array(grad.contiguous())
-        centre = mean.astype(x.dtype)
-        plain, product = ctx.rows.gradient_sums(x, centre, dy)
-        # What the mean lost on its way to the input's dtype.
-        product = (product - (mean - centre) * plain) * invstd
-        grads: list[Tensor | None] = [
-            None if p is None else torch.from_numpy(total).to(p.dtype).view_as(p)
-            for p, total in ((weight, product), (bias, plain))
-        ]
-        if not ctx.needs_input_grad[0]:
-            return None, None, *grads, None, None, None
-        scale = invstd if weight is None else invstd * _array(weight)[0]
-        slope = -scale * invstd * share * product
-        shift = -scale * share * plain - slope * (mean - centre)
-        factors = (factor.astype(x.dtype) for factor in (scale, slope, shift))
-        return ctx.rows.gradient(x, centre, dy, *factors), None, *grads, None, None, None
+        scale = np.ones(x.shape[1], x.dtype) if weight is None else _array(weight)
+        sums, factors = ctx.rows.gradient_sums(x, dy, scale, ctx.statistics)
+        of_weight, of_bias = (
+            None if p is None else torch.from_numpy(total).to(p.dtype)
+            for p, total in zip((weight, bias), sums, strict=True)
+        )
+        of_input = None
+        if ctx.needs_input_grad[0]:
+            of_input = torch.empty_like(input)
+            ctx.rows.gradient(x, dy, factors, of_input.numpy())
+        return of_input, None, of_weight, of_bias, None, None, None
 
 
-def _transform(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    rows: Rows,
-) -> Tensor:
-    x, exact, scale = _array(input), _array(mean)[0], _array(invstd)[0]
-    centre = exact.astype(x.dtype)
-    scale = scale if weight is None else scale * _array(weight)[0]
-    # Subtract first: x * scale - mean * scale would cancel at a large mean.
-    shift = (centre - exact) * scale
-    shift = shift if bias is None else shift + _array(bias)[0]
-    return rows.transform(x, centre, scale.astype(x.dtype), shift.astype(x.dtype))
+def _as_tensors(statistics: Array, size: int) -> Statistics:
+    """The same for the plain form."""
+    mean, _, invstd = torch.from_numpy(statistics)
+    share = torch.full_like(mean, 1 / size)
+    return Statistics(mean, invstd, share, share, (0,))
+
+
+def _transform(input: Tensor, rows: Rows, factors: Array) -> Tensor:
+    out = torch.empty_like(input)
+    rows.transform(_array(input), factors, out.numpy())
+    return out
 
 
 def _array(values: Tensor) -> Array:
     """The same memory; parameters in a dtype that numpy lacks are widened."""
-    values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-    array: Array = values.numpy(force=True)
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    array: Array = values.detach().numpy()
     return array
 
 
@@ -162,41 +155,67 @@ def batch_norm(
     ``None`` for half precision, masks per channel, too few real positions, gradients through
     running statistics, little data, and where Numba is missing or a tracer is watching.
     """
+    channels = input.shape[channel_dim]
+    parameters = [p for p in (weight, bias) if p is not None]
     if (
         input.dtype not in (torch.float32, torch.float64)
-        or mask.shape[channel_dim] != 1
         or input.numel() < SMALLEST
-        or not compiled.is_available()
+        or mask.shape[channel_dim] != 1
+        or any(p.shape != (channels,) for p in parameters)
         or _is_watched(input)
+        or not compiled.is_available()
     ):
         return None
     places = mask.numpy().ravel().nonzero()[0]
-    parameters = [p for p in (weight, bias) if p is not None]
     if training:
         if len(places) < max(min_count, 1):
             return None
     elif torch.is_grad_enabled() and any(t.requires_grad for t in (input, *parameters)):
         return None
     moved = input.movedim(channel_dim, -1)
-    everything = moved.reshape(-1, moved.shape[-1]).contiguous()
-    weight, bias = (None if p is None else per_channel(p, everything, 1) for p in (weight, bias))
-    rows = Rows(places, min(max(TILE // everything.shape[1], 8), 256))
+    everything = moved.reshape(-1, channels).contiguous()
+    rows = Rows(places, min(max(TILE // channels, 8), 256))
+    dtype = _array(everything).dtype
+    scale = np.ones(channels, dtype) if weight is None else _array(weight)
+    shift = np.zeros(channels, dtype) if bias is None else _array(bias)
     if training:
-        mean, m2 = map(torch.from_numpy, rows.moments(_array(everything)))
-        n = torch.tensor(len(places))
-        moments = Moments(n, mean, m2)
-        invstd = inverse_root(moments.variance(), eps)
+        statistics, factors = rows.moments(_array(everything), eps, scale, shift)
         if running is not None:
-            with torch.no_grad():
-                running.update(moments, torch.tensor(True), momentum)
-        out = _Normalize.apply(
-            everything, mask.reshape(-1, 1), weight, bias, mean[None], invstd[None], rows
+            _move(running, statistics, len(places), momentum)
+        flat = mask.reshape(-1, 1)
+        out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
+            everything, flat, weight, bias, rows, statistics, factors
         )
     else:
         assert running is not None, "evaluation has running statistics"
-        settled = running_standard(running, everything, 1, eps)
-        out = _transform(everything, weight, bias, settled.mean, settled.invstd, rows)
+        out = _transform(everything, rows, _settled(running, eps, scale, shift, dtype))
     return out.view(moved.shape).movedim(-1, channel_dim)
+
+
+@torch.no_grad()
+def _move(running: RunningStatistics, statistics: Array, size: int, momentum: float | None) -> None:
+    """``running.update``, which takes twenty operations, in three where nothing is special."""
+    plain = running.mean.dtype == running.var.dtype == torch.float32
+    if momentum is None or running.weight is not None or not plain:
+        mean, m2 = torch.from_numpy(statistics[:2])
+        running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
+        return
+    running.mean.lerp_(torch.from_numpy(statistics[0]).float(), momentum)
+    running.var.lerp_(torch.from_numpy(statistics[1] / max(size - 1, 1)).float(), momentum)
+    if running.num_batches is not None:
+        running.num_batches.add_(1)
+
+
+def _settled(
+    running: RunningStatistics, eps: float, scale: Array, shift: Array, dtype: np.dtype[Any]
+) -> Array:
+    """The factors of ``transform`` for statistics that were settled before."""
+    mean = _array(running.mean)
+    factors = np.empty((3, len(mean)), dtype)
+    factors[0] = mean
+    factors[1] = _array(inverse_root(running.var, eps)) * scale
+    factors[2] = shift - (mean - factors[0]) * factors[1]
+    return factors
 
 
 def _is_watched(input: Tensor) -> bool:
@@ -204,7 +223,7 @@ def _is_watched(input: Tensor) -> bool:
     return (
         type(input) not in (Tensor, torch.nn.Parameter)
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
     )
