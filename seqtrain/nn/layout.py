@@ -16,32 +16,38 @@ from torch import Tensor
 
 from seqtrain.masking import lengths_to_mask
 
-ROW_QUANTUM = 512
+ROW_QUANTUM = 256
+"""A row between convolutions is as long as a multiple of this. oneDNN compiles a convolution for
+each shape it meets, which costs as much as running it, and so it meets the same few again."""
 
 GRID_OVERHEAD = 256
 """Padded positions that cost about as much as opening one more grid."""
 
 
+class Places(NamedTuple):
+    """Where residues lie among more positions than there are residues."""
+
+    real: Tensor
+    """Int64 ``(R,)``: of each residue."""
+    empty: Tensor
+    """Int64 ``(P - R,)``: all the others."""
+
+
 class Grid(NamedTuple):
     """Sequences that lie side by side in a packed batch, as a padded grid of their own."""
 
-    first: int
-    """Where the first of them begins among the packed residues."""
-    last: int
-    """Where the last of them ends."""
     mask: Tensor
     """Bool ``(b, L)``."""
-    places: Tensor
-    """Int64 ``(last - first,)``: of their residues among the ``b * L`` positions."""
+    places: Places
+    """Of their residues among the ``b * L`` positions."""
 
-    def pad(self, x: Tensor) -> Tensor:
-        """From packed ``(1, R, C)`` to ``(b, L, C)``, zeros between."""
-        rows = _spread(x[0, self.first : self.last], self.places, self.mask.numel())
-        return rows.view(*self.mask.shape, x.shape[-1])
+    def pad(self, rows: Tensor) -> Tensor:
+        """From these residues, ``(r, C)``, to ``(b, L, C)``, zeros between."""
+        return _spread(rows, self.places).view(*self.mask.shape, rows.shape[-1])
 
     def unpad(self, x: Tensor) -> Tensor:
-        """From ``(b, L, C)`` back to packed, ``(1, last - first, C)``."""
-        return _pick(x.flatten(0, 1), self.places)[None]
+        """From ``(b, L, C)`` back to ``(r, C)``."""
+        return _pick(x.flatten(0, 1), self.places)
 
 
 class _Spread(torch.autograd.Function):
@@ -52,45 +58,43 @@ class _Spread(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(rows: Tensor, places: Tensor, size: int) -> Tensor:
-        return rows.new_zeros(size, rows.shape[1]).index_copy_(0, places, rows)
+    def forward(rows: Tensor, real: Tensor, empty: Tensor) -> Tensor:
+        # Zeros only where nothing else goes: filling all would be one more pass.
+        out = rows.new_empty(len(real) + len(empty), rows.shape[1])
+        return out.index_copy_(0, real, rows).index_fill_(0, empty, 0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        ctx.save_for_backward(inputs[1])
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        return _pick(grad, places), None, None
+        return _pick(grad, Places(*ctx.saved_tensors)), None, None
 
 
 class _Pick(torch.autograd.Function):
     """Rows taken from distinct places; the inverse of :class:`_Spread`."""
 
     @staticmethod
-    def forward(rows: Tensor, places: Tensor) -> Tensor:
-        return rows.index_select(0, places)
+    def forward(rows: Tensor, real: Tensor, empty: Tensor) -> Tensor:  # noqa: ARG004
+        return rows.index_select(0, real)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        rows, places = inputs
-        ctx.save_for_backward(places)
-        ctx.size = len(rows)
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        return _spread(grad, places, ctx.size), None
+        return _spread(grad, Places(*ctx.saved_tensors)), None, None
 
 
-def _spread(rows: Tensor, places: Tensor, size: int) -> Tensor:
-    out: Tensor = _Spread.apply(rows, places, size)  # type: ignore[no-untyped-call]
+def _spread(rows: Tensor, places: Places) -> Tensor:
+    out: Tensor = _Spread.apply(rows, *places)  # type: ignore[no-untyped-call]
     return out
 
 
-def _pick(rows: Tensor, places: Tensor) -> Tensor:
-    out: Tensor = _Pick.apply(rows, places)  # type: ignore[no-untyped-call]
+def _pick(rows: Tensor, places: Places) -> Tensor:
+    out: Tensor = _Pick.apply(rows, *places)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -106,6 +110,8 @@ class Layout(NamedTuple):
     going through them one by one would be slow."""
     sequences: Tensor | None = None
     """Packed: int64 ``(R,)``, the number of the sequence that each residue belongs to."""
+    ends: Tensor | None = None
+    """Packed: int64 ``(S,)``, where each sequence ends among the residues."""
     grids: tuple[Grid, ...] | None = None
     """Packed: all sequences, in order."""
 
@@ -117,18 +123,42 @@ class Layout(NamedTuple):
         assert self.mask is not None, "a padded batch has a mask"
         return len(self.mask)
 
+    def in_grids(self, x: Tensor) -> list[tuple[Grid, Tensor]]:
+        """Each grid of a packed ``(1, R, C)`` with its residues, ``(r, C)``.
 
-def with_gaps(x: Tensor, layout: Layout, gap: int, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """A packed ``(1, R, C)`` transformed with ``gap`` zeros between neighbouring sequences.
+        Split at once: the gradient of one slice after the other fills all of ``x`` for each.
+        """
+        assert self.grids is not None, "only a packed batch has grids"
+        rows = x.squeeze(0).split([len(grid.places.real) for grid in self.grids])
+        return list(zip(self.grids, rows, strict=True))
 
-    The row is as long as a multiple of ``ROW_QUANTUM``: oneDNN compiles a convolution for each
-    shape it meets, which costs as much as running it, and so it meets the same few again.
+
+def with_gaps(
+    x: Tensor, layout: Layout, reach: int, transform: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A packed ``(1, R, C)`` transformed with ``reach`` zeros around each sequence.
+
+    Args:
+        x: Packed states.
+        layout: Of them.
+        reach: How far ``transform`` looks to either side.
+        transform: From ``(1, n + 2 * reach, C)`` to ``(1, n, D)``, n a multiple of ``ROW_QUANTUM``.
     """
     assert layout.sequences is not None, "only a packed batch has sequences side by side"
-    places = torch.arange(x.shape[1], device=x.device) + layout.sequences * gap
-    size = x.shape[1] + (layout.num_sequences - 1) * gap
-    row = _spread(x[0], places, -(-size // ROW_QUANTUM) * ROW_QUANTUM)
-    return _pick(transform(row[None])[0], places)[None]
+    assert layout.ends is not None, "only a packed batch has sequences side by side"
+    R, S, device = x.shape[1], len(layout.ends), x.device
+    places = torch.arange(R, device=device) + layout.sequences * reach
+    gaps = layout.ends[:-1] + reach * torch.arange(S - 1, device=device)
+    gaps = (gaps[:, None] + torch.arange(reach, device=device)).flatten()
+    last = R + (S - 1) * reach
+    size = -(-last // ROW_QUANTUM) * ROW_QUANTUM
+    rest = torch.arange(last, size + reach, device=device)
+    lead = torch.arange(reach, device=device)
+    row = _spread(
+        x.squeeze(0), Places(places + reach, torch.cat([lead, gaps + reach, rest + reach]))
+    )
+    out = transform(row[None]).squeeze(0)
+    return _pick(out, Places(places, torch.cat([gaps, rest[: size - last]])))[None]
 
 
 def padded_layout(lengths: Tensor, width: int, device: torch.device | None = None) -> Layout:
@@ -160,19 +190,21 @@ def packed_layout(lengths: Tensor, device: torch.device) -> Layout:
     positions = torch.arange(starts[-1]) - torch.tensor(starts)[sequences]
     is_cpu = device.type == "cpu"
     spans = tuple((0, start, size) for start, size in zip(starts, sizes, strict=False) if size)
-    grids = tuple(_grid(lengths[a:b], starts[a], starts[b], device) for a, b in _neighbours(sizes))
+    grids = tuple(_grid(lengths[a:b], device) for a, b in _neighbours(sizes))
     return Layout(
         mask=None,
         positions=positions[None].to(device),
         spans=spans if is_cpu else None,
         sequences=sequences.to(device),
+        ends=torch.tensor(starts[1:]).to(device),
         grids=grids,
     )
 
 
-def _grid(lengths: Tensor, first: int, last: int, device: torch.device) -> Grid:
+def _grid(lengths: Tensor, device: torch.device) -> Grid:
     mask = lengths_to_mask(lengths)
-    return Grid(first, last, mask.to(device), mask.flatten().nonzero().squeeze(1).to(device))
+    real, empty = (at.flatten().nonzero().squeeze(1).to(device) for at in (mask, ~mask))
+    return Grid(mask.to(device), Places(real, empty))
 
 
 def _neighbours(sizes: list[int]) -> list[tuple[int, int]]:

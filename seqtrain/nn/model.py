@@ -42,7 +42,10 @@ class SequenceModel(nn.Module):
         if layout.grids is None:
             pooled: Tensor = self.pooling(hidden, layout.mask)
             return pooled
-        return torch.cat([self.pooling(grid.pad(hidden), grid.mask) for grid in layout.grids])
+        pooled_grids = (
+            self.pooling(grid.pad(rows), grid.mask) for grid, rows in layout.in_grids(hidden)
+        )
+        return torch.cat(list(pooled_grids))
 
 
 def _layout(tokens: Tensor, lengths: Tensor, packed: bool) -> Layout:
