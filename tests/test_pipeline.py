@@ -15,7 +15,8 @@ from tiny_training import assert_same_weights, weights
 from seqtrain.compose import load_config
 from seqtrain.config import RunConfig
 from seqtrain.errors import CheckpointError, ConfigError, TrainingError
-from seqtrain.evaluation.runs import evaluate_run
+from seqtrain.evaluation.applicability import TrainingRange
+from seqtrain.evaluation.runs import calibrate, evaluate_run
 from seqtrain.evaluation.score import TrainingPart
 from seqtrain.pipeline import (
     Plan,
@@ -29,6 +30,7 @@ from seqtrain.pipeline import (
     train_run,
 )
 from seqtrain.reporting import to_json
+from seqtrain.training.calibration import calibration_error
 from seqtrain.training.checkpoint import RunDir, load_run, read_run
 from seqtrain.training.events import EpochEvent, Observer, StepEvent
 from seqtrain.training.objective import Objective
@@ -182,6 +184,40 @@ class TestRun:
         assert summary["task"] == task
         assert summary["epochs"] == 2
         assert summary["num_parameters"] == sum(p.numel() for p in loaded.model.parameters())
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_probabilities_are_calibrated_on_the_validation_part(
+        self, runs: Runs, task: str
+    ) -> None:
+        plan, run, summary = runs(task)
+        loaded = load_run(run.path)
+        if task.endswith("regression"):
+            assert "calibration" not in summary
+            assert not run.calibration.exists()
+            return
+        assert loaded.calibration == calibrate(loaded.calibrated(None), plan.data.valid)
+        loaded = load_run(run.path)
+        errors = summary["calibration"]["error"]
+        assert loaded.calibration is not None
+        # The likeliest temperature need not be the one of the smallest error.
+        assert errors["valid"]["as_trained"] == pytest.approx(loaded.calibration.error_before)
+        assert errors["valid"]["calibrated"] == pytest.approx(loaded.calibration.error_after)
+        assert plan.data.test is not None
+        assert plan.data.test.targets is not None
+        _, outputs = evaluate_run(loaded, plan.data.test, None)
+        wanted = calibration_error(task, outputs.values, plan.data.test.targets)
+        assert errors["test"]["calibrated"] == pytest.approx(wanted)
+        _, outputs = evaluate_run(loaded.calibrated(None), plan.data.test, None)
+        wanted = calibration_error(task, outputs.values, plan.data.test.targets)
+        assert errors["test"]["as_trained"] == pytest.approx(wanted, abs=1e-5)
+        heading = (run.predictions / "test.tsv").read_text().splitlines()[0]
+        assert ("calibrated by" in heading) == (task != "residue_classification")
+
+    @pytest.mark.parametrize("task", TASKS)
+    def test_a_run_knows_what_its_training_records_were_like(self, runs: Runs, task: str) -> None:
+        plan, run, _ = runs(task)
+        known = TrainingRange.from_report(json.loads(run.data.read_text()))
+        assert known == TrainingRange.of(plan.data.train, plan.data.tokenizer.vocab_size)
 
     @pytest.mark.parametrize("task", TASKS)
     def test_prediction_tables_hold_both_parts_with_their_truth(

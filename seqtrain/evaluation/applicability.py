@@ -100,7 +100,7 @@ class TrainingRange:
         what = {
             "alphabet": f"do not look like {alphabet}, which the model reads",
             "length": f"are of a length outside training ({self.shortest:,} to {self.longest:,})",
-            "composition": "are in composition unlike training, as 0.1 % of the training records",
+            "composition": "have a composition unlike training (of whose records 0.1% have)",
         }
         return [
             f"{counts[name]:,} of {total:,} records ({counts[name] / total:.1%}) {said}"

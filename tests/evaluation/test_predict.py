@@ -111,6 +111,13 @@ def test_failing_names_every_bad_record_of_the_chunk() -> None:
     assert "'r0'" not in message
 
 
+def test_a_refusal_says_that_the_sequences_are_of_another_alphabet() -> None:
+    nucleotides = Tokenizer(ALPHABETS["dna"])
+    entries: list[Record | Reject] = [record(0, "MKVLEEFWYLIPQ" * 5)]
+    with pytest.raises(FastaError, match="look like protein; the model reads dna"):
+        predict("classification", entries, on_error="fail", tokenizer=nucleotides)
+
+
 def test_a_failing_chunk_comes_after_the_answers_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "CHUNK_RECORDS", 2)
     entries = [record(0, "ACD"), record(1, "ACD"), reject(2)]

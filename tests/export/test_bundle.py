@@ -1,6 +1,7 @@
 """A bundle says what the run says, anywhere, and notices when it was changed."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,14 @@ from typer.testing import CliRunner
 
 from seqtrain.cli.main import app
 from seqtrain.errors import CheckpointError, ExportError
-from seqtrain.export.bundle import open_run, read_training_part, verify_bundle, write_bundle
+from seqtrain.export.bundle import (
+    open_run,
+    opened,
+    read_training_part,
+    verify_bundle,
+    write_bundle,
+)
+from seqtrain.training.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +48,43 @@ def test_a_bundle_gives_the_logits_of_its_run(task: str, name: str, tmp_path: Pa
     assert not loaded.model.training
     assert loaded.codec == CODECS[task]
     assert verify_bundle(tmp_path / name).passed
+
+
+@pytest.mark.parametrize("name", ["b", "b.zip"])
+def test_a_bundle_is_calibrated_as_its_run(run: Path, tmp_path: Path, name: str) -> None:
+    calibrated = tmp_path / "run"
+    shutil.copytree(run, calibrated)
+    calibration = Calibration((2.5,), "valid", 10, 0.2, 0.1)
+    (calibrated / "calibration.json").write_text(calibration.to_json())
+    write_bundle(calibrated, tmp_path / name)
+    loaded = open_run(tmp_path / name)
+    tokens, lengths = draw_tokens([5, 9])
+    logits = loaded.model(tokens, lengths)
+    assert loaded.calibration == calibration
+    assert torch.allclose(loaded.model.head.readout(logits), (logits / 2.5).softmax(-1))
+    assert verify_bundle(tmp_path / name).passed
+    plain = open_run(tmp_path / name, calibrated=False)
+    assert plain.calibration is None
+    assert torch.allclose(plain.model.head.readout(logits), logits.softmax(-1))
+    with opened(tmp_path / name) as root:
+        assert "calibrated by temperature scaling (T = 2.5" in (root / "README.md").read_text()
+
+
+def test_a_bundle_from_before_calibration_is_uncalibrated(bundle: Path) -> None:
+    saved = json.loads((bundle / "bundle.json").read_text())
+    assert saved.pop("calibration") is None
+    (bundle / "bundle.json").write_text(json.dumps(saved))
+    assert open_run(bundle).calibration is None
+    assert "as trained, not calibrated" in (bundle / "README.md").read_text()
+
+
+def test_a_damaged_calibration_is_told(run: Path, tmp_path: Path) -> None:
+    for number, text in enumerate(['{"method": "magic"}', "", '{"method": "temperature scaling"}']):
+        broken = tmp_path / str(number)
+        shutil.copytree(run, broken)
+        (broken / "calibration.json").write_text(text)
+        with pytest.raises(CheckpointError, match="calibration"):
+            open_run(broken)
 
 
 def test_a_bundle_of_a_bundle_is_the_same_bundle(bundle: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from seqtrain.export.program import (
     write_program,
 )
 from seqtrain.nn.blocks import ConvBlock
+from seqtrain.training.calibration import Calibration
 from seqtrain.training.checkpoint import LoadedRun
 
 WRITERS: dict[str, tuple[Callable[[LoadedRun, Path], None], Callable[[Path], Runner], str]] = {
@@ -40,7 +41,8 @@ MODELS = {
     "residues": ("residue_classification", "transformer", "masked_batch"),
     "values": ("regression", "cnn", "masked_layer"),
 }
-CASES = [("onnx", "classes"), ("onnx", "residues"), ("torch", "values")]
+CASES = [("onnx", "classes"), ("onnx", "residues"), ("torch", "values"), ("torch", "classes")]
+CALIBRATION = Calibration((2.5,), "valid", 10, 0.2, 0.1)
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
@@ -62,7 +64,10 @@ def exported(
     kind, name = request.param
     task, encoder, norm = MODELS[name]
     folder = tmp_path_factory.mktemp(kind)
-    loaded = open_run(tiny_run(folder / "run", task, encoder, norm))
+    run = tiny_run(folder / "run", task, encoder, norm)
+    if task != "regression":
+        (run / "calibration.json").write_text(CALIBRATION.to_json())
+    loaded = open_run(run)
     write, read, file = WRITERS[kind]
     with unchecked():
         write(loaded, folder / file)
@@ -98,6 +103,25 @@ def test_results_are_those_of_seqtrain_over_random_shapes_and_paddings(
     assert worst <= TOLERANCE
     assert min(shares) < 0.05
     assert max(shares) > 0.85
+
+
+@pytest.mark.parametrize("exported", [("onnx", "classes"), ("torch", "classes")], indirect=True)
+def test_probabilities_are_calibrated_and_the_file_says_so(
+    exported: tuple[LoadedRun, Runner, Path],
+) -> None:
+    loaded, run, path = exported
+    tokens, lengths = draw_tokens([9, 4])
+    with torch.inference_mode():
+        logits = loaded.model(tokens, lengths)
+    found = run(tokens.numpy(), lengths.numpy())
+    assert np.allclose(found, (logits / 2.5).softmax(-1), atol=1e-5)
+    if path.suffix == ".onnx":
+        about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    else:
+        extra = {"metadata.json": ""}
+        torch.export.load(path, extra_files=extra)
+        about = json.loads(extra["metadata.json"])
+    assert "T = 2.5" in about["calibration"]
 
 
 def test_results_do_not_depend_on_the_padding(exported: tuple[LoadedRun, Runner, Path]) -> None:
