@@ -24,6 +24,27 @@ Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16, of m
 
 
 @app.command()
+def norms(
+    device: options.Device = "cpu",
+    precision: Precision = "float32",
+    repetitions: Repetitions = 41,
+    channels: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Repeatable; 128 on a CPU, 32 to 2048 on a GPU if not given."),
+    ] = None,
+    threads: Threads = 0,
+    json: Json = None,
+) -> None:
+    """Masked batch norm beside nn.BatchNorm1d, forward and backward."""
+    from seqtrain.bench.norms import NormBench, bench_norms
+
+    chosen, dtype = _where(device, precision, threads)
+    widths = tuple(channels or ((128,) if chosen.type == "cpu" else (32, 128, 512, 2048)))
+    settings = NormBench(device=chosen, precision=dtype, repetitions=repetitions, channels=widths)
+    _show(bench_norms(settings), json)
+
+
+@app.command()
 def train(
     encoder: Annotated[str, typer.Option(help="cnn or transformer.")] = "cnn",
     device: options.Device = "cpu",
