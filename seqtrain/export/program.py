@@ -81,11 +81,13 @@ class Program(nn.Module):
         self.model = fold_norms(model).requires_grad_(False)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """``(B, K)``, ``(B,)`` for a regression, ``(B, L, K)`` with zeros at padding by residue."""
+        """``(B, K)``, ``(B,)`` for a regression; by residue ``(B, L, K)`` or ``(B, L)``."""
         logits = self.model(tokens, lengths)
         results: Tensor = self.model.head.readout(logits)  # type: ignore[operator]
-        if self.model.pooling is None:
-            results = zero_padding(results, lengths_to_mask(lengths, tokens.shape[1]))
+        if self.model.pooling is None:  # of residues: padding gets zeros
+            values = results if results.ndim == 3 else results[..., None]
+            cleared = zero_padding(values, lengths_to_mask(lengths, tokens.shape[1]))
+            results = cleared.view_as(results)
         return results
 
 

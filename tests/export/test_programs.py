@@ -164,6 +164,10 @@ def test_residues_beyond_the_end_get_zeros() -> None:
     results = program(*draw_tokens([3, 9]))
     assert (results[0, 3:] == 0).all()
     assert torch.allclose(results[0, :3].sum(-1), torch.ones(3))
+    numbers = Program(tiny_model("cnn", task="residue_regression"))(*draw_tokens([3, 9]))
+    assert numbers.shape == (2, 9)
+    assert (numbers[0, 3:] == 0).all()
+    assert (numbers[0, :3] != 0).all()
 
 
 @pytest.mark.parametrize("exported", [("onnx", "classes")], ids=["onnx"], indirect=True)
