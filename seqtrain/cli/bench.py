@@ -74,6 +74,25 @@ def train(
     _show(bench_train(settings), json)
 
 
+@app.command()
+def data(
+    records: Annotated[int, typer.Option(min=1, help="Records of the FASTA file.")] = 2000,
+    device: options.Device = "cpu",
+    precision: Precision = "float32",
+    repetitions: Repetitions = 3,
+    threads: Threads = 0,
+    json: Json = None,
+) -> None:
+    """Reading, tokenizing, planning, collating, and predict beside a padded loop in file order."""
+    from seqtrain.bench.data import DataBench, bench_data
+
+    chosen, dtype = _where(device, precision, threads)
+    settings = DataBench(
+        device=chosen, precision=dtype, repetitions=repetitions, num_records=records
+    )
+    _show(bench_data(settings), json)
+
+
 def _where(device: str, precision: str, threads: int) -> "tuple[torch.device, torch.dtype]":
     import torch
 
