@@ -30,11 +30,13 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
+    from seqtrain.data.labels import is_regression
     from seqtrain.data.prepare import read_for_model
     from seqtrain.evaluation.runs import evaluate_run, write_outputs
     from seqtrain.evaluation.writing import check_format, check_place
     from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.reporting import stdout_console, to_json
+    from seqtrain.training.calibration import calibration_error, calibration_words
     from seqtrain.training.checkpoint import write_text
     from seqtrain.training.device import choose_device
 
@@ -58,10 +60,18 @@ def evaluate(
     scored, outputs = evaluate_run(loaded, dataset, training, max_tokens=batch_size)
     if output is not None:
         write_outputs(output, outputs, dataset, loaded)
+    words, error = calibration_words([loaded.calibration]), None
+    if not is_regression(loaded.codec.task):
+        assert dataset.targets is not None
+        error = calibration_error(loaded.codec.task, outputs.values, dataset.targets)
     if json is not None:
-        write_text(json, to_json(scored.to_dict(), indent=1) + "\n")
+        found = {**scored.to_dict(), "probabilities": words, "calibration_error": error}
+        write_text(json, to_json(found, indent=1) + "\n")
     if not quiet:
         print_evaluation(stdout_console(), scored.to_dict(), ", ".join(fasta))
+        if error is not None:
+            said = f"probabilities: {words}; expected calibration error {error:.3g}"
+            stdout_console().print(said, markup=False, soft_wrap=True)
 
 
 def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> None:

@@ -1,5 +1,6 @@
 """`seqtrain info`: what a run directory or a bundle holds."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,12 @@ def info(
         _verify(run, json)
         return
     from seqtrain.config import config_to_dict
+    from seqtrain.data.labels import is_regression
+    from seqtrain.evaluation.applicability import TrainingRange
     from seqtrain.export.bundle import open_run, read_summary
     from seqtrain.pipeline import count_parameters, flatten
     from seqtrain.reporting import stdout_console, table, to_json
+    from seqtrain.training.calibration import calibration_words
 
     loaded = open_run(run)
     summary = read_summary(run)
@@ -42,6 +46,7 @@ def info(
                     "alphabet": loaded.tokenizer.alphabet.name,
                     "num_parameters": parameters,
                     "progress": loaded.state["progress"],
+                    "calibration": loaded.calibration and asdict(loaded.calibration),
                     "config": config_to_dict(loaded.config),
                     "data": loaded.data,
                     "summary": summary,
@@ -57,8 +62,12 @@ def info(
         ("alphabet", loaded.tokenizer.alphabet.name),
         ("parameters", parameters),
         ("best epoch", loaded.state["progress"]["best_epoch"]),
-        ("complete", "yes" if summary else "no: go on with seqtrain train --resume"),
+        ("complete", "yes" if summary else "no"),
     ]
+    if not is_regression(loaded.codec.task):
+        facts.append(("probabilities", calibration_words([loaded.calibration])))
+    if known := TrainingRange.from_report(loaded.data):
+        facts.append(("trained on lengths", f"{known.shortest:,} to {known.longest:,}"))
     for part in ("valid", "test"):
         for name, metric in ((summary or {}).get(part) or {}).get("metrics", {}).items():
             facts.append((f"{part} {name}", metric["value"]))
@@ -66,6 +75,16 @@ def info(
     console.print(
         table("settings", ("setting", "value"), [(k, str(v)) for k, v in settings.items()])
     )
+    if not summary:
+        console.print(f"not complete: {_how_to_go_on(run)}", markup=False, soft_wrap=True)
+
+
+def _how_to_go_on(run: Path) -> str:
+    from seqtrain.export.bundle import is_bundle
+
+    if is_bundle(run):
+        return "exported before its run had ended; finish the run and export it again"
+    return f"go on with seqtrain train --resume -o {run}"
 
 
 def _verify(bundle: Path, as_json: bool) -> None:

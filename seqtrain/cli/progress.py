@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from seqtrain.data.fasta import Record, Reject
@@ -20,10 +20,10 @@ class Progress:
     Args:
         paths: The files that are read. How much is left is known if none is compressed or a pipe.
         quiet: Say nothing on a terminal either.
-        stream: Where to; standard error if not given.
+        stream: The text file to write to; standard error if not given.
     """
 
-    def __init__(self, paths: Sequence[str], quiet: bool = False, stream: TextIO | None = None):
+    def __init__(self, paths: Sequence[str], quiet: bool = False, stream: Any = None):
         from seqtrain.data.files import plain_bytes
 
         self.stream = stream or sys.stderr

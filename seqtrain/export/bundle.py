@@ -78,9 +78,13 @@ def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
         CheckpointError: It is neither, damaged, or of a later format.
     """
     with opened(path) as root:
-        is_bundle = path.is_file() or (root / MANIFEST).is_file()
-        run = _load_bundle(root, path) if is_bundle else load_run(path)
+        run = _load_bundle(root, path) if is_bundle(path) else load_run(path)
     return run if calibrated else run.calibrated(None)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether this is meant to be an exported bundle, not a run directory."""
+    return path.is_file() or (path / MANIFEST).is_file()
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
