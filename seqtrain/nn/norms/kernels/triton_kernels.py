@@ -140,41 +140,112 @@ def moments_of_tiles(
 
 @triton.jit
 @no_type_check
-def merge_moments(counts, table, n, mean, m2, channels, splits, S: tl.constexpr, K: tl.constexpr):
-    """Count, mean and M2 from the table of :func:`moments_of_tiles`, ``S`` rows at a time."""
+def _merge(counts, table, channels, splits, block, known, S: tl.constexpr, K: tl.constexpr):
+    """Count ``(1, 1)``, mean and M2 ``(1, K)`` from what :func:`moments_of_tiles` left, S rows at
+    a time.
+    """
     wide = table.dtype.element_ty
-    block, known = _channels(channels, K)
     size = splits * channels
     total = tl.zeros((1, 1), tl.int64)
     base = tl.zeros((1, K), wide)
     for start in range(0, splits, S):
         split = start + tl.arange(0, S)
-        count = tl.load(counts + split, mask=split < splits, other=0)[:, None]
+        n = tl.load(counts + split, mask=split < splits, other=0)[:, None]
         row = table + split[:, None] * channels + block[None, :]
         chosen = (split < splits)[:, None] & known[None, :]
         near = tl.load(row, mask=chosen, other=0) + tl.load(row + size, mask=chosen, other=0)
-        base += tl.sum(count.to(wide) * near, 0, keep_dims=True)
-        total += tl.sum(count, 0, keep_dims=True)
+        base += tl.sum(n.to(wide) * near, 0, keep_dims=True)
+        total += tl.sum(n, 0, keep_dims=True)
     base /= tl.maximum(total.to(wide), 1.0)
     # The base is near to every pivot: their differences keep the digits that means would round.
     all_n = tl.zeros((S, 1), wide)
-    all_mean = tl.zeros((S, K), wide)
-    all_m2 = tl.zeros((S, K), wide)
+    mean = tl.zeros((S, K), wide)
+    m2 = tl.zeros((S, K), wide)
     for start in range(0, splits, S):
         split = start + tl.arange(0, S)
-        count = tl.load(counts + split, mask=split < splits, other=0)[:, None].to(wide)
+        n = tl.load(counts + split, mask=split < splits, other=0)[:, None].to(wide)
         row = table + split[:, None] * channels + block[None, :]
         chosen = (split < splits)[:, None] & known[None, :]
         pivot = tl.load(row, mask=chosen, other=0)
         apart = (pivot - base) + tl.load(row + size, mask=chosen, other=0)
         more = tl.load(row + 2 * size, mask=chosen, other=0)
-        all_n, all_mean, all_m2 = _absorb(
-            all_n, all_mean, all_m2, count, tl.where(count > 0, apart, 0.0), more
-        )
-    apart, spread = _join(all_n, all_mean, all_m2)
-    tl.store(n + tl.zeros((1, 1), tl.int32), total)
-    tl.store(mean + block[None, :], base + apart, mask=known[None, :])
-    tl.store(m2 + block[None, :], spread, mask=known[None, :])
+        all_n, mean, m2 = _absorb(all_n, mean, m2, n, tl.where(n > 0, apart, 0.0), more)
+    mean, m2 = _join(all_n, mean, m2)
+    return total, base + mean, m2
+
+
+@triton.jit
+@no_type_check
+def _inverse_root(variance, eps):
+    """``1 / sqrt(variance + eps)``, and 0 instead of infinity."""
+    shifted = variance + eps
+    return tl.where(shifted > 0, tl.rsqrt(tl.where(shifted > 0, shifted, 1.0)), 0.0)
+
+
+@triton.jit
+@no_type_check
+def settle(
+    counts,
+    table,
+    running_mean,
+    running_var,
+    running_weight,
+    num_batches,
+    mean,
+    invstd,
+    share,
+    counted,
+    momentum,
+    eps,
+    min_count,
+    channels,
+    splits,
+    S: tl.constexpr,
+    K: tl.constexpr,
+):
+    """What to normalize by, and the running statistics moved: all that is done once per channel.
+
+    The same as ``running.batch_standard`` and ``RunningStatistics.update``, in one launch instead
+    of forty. ``momentum`` is a number or ``None``, for the average over batches. ``counted`` is 1
+    if this batch moves the running statistics, else 0: the counter is left to the caller, because
+    every program reads it.
+    """
+    wide = table.dtype.element_ty
+    block, known = _channels(channels, K)
+    n, own_mean, m2 = _merge(counts, table, channels, splits, block, known, S, K)
+    enough = n >= min_count
+    real = n.to(wide)
+    own_invstd = _inverse_root(m2 / tl.maximum(real, 1.0), eps)
+    former_mean = own_mean
+    former_invstd = tl.zeros((1, K), wide)
+    if running_mean is not None:
+        former_mean = _per_channel(running_mean, block, known, wide, 0.0)
+        former_var = _per_channel(running_var, block, known, wide, 0.0)
+        former_invstd = _inverse_root(former_var, eps)
+        if momentum is None:
+            batches = tl.load(num_batches + tl.zeros((1, 1), tl.int32)) + enough.to(tl.int64)
+            gain = 1.0 / tl.maximum(batches, 1).to(wide)
+        else:
+            gain = tl.zeros((1, 1), wide) + momentum
+        move = enough & known[None, :]
+        if running_weight is not None:
+            weight = _per_channel(running_weight, block, known, wide, 0.0)
+            # NaN stands for unknown, as after loading a checkpoint that has no such buffer.
+            weight = tl.where(weight != weight, real, weight)
+            weight += gain * (real - weight)
+            gain = gain * real / tl.where(weight > 0, weight, 1.0)
+            tl.store(running_weight + block[None, :], weight, mask=move)
+        moved = (1.0 - gain) * former_mean + gain * own_mean
+        tl.store(running_mean + block[None, :], moved, mask=move)
+        moved = (1.0 - gain) * former_var + gain * (m2 / tl.maximum(real - 1.0, 1.0))
+        tl.store(running_var + block[None, :], moved, mask=move)
+    tl.store(mean + block[None, :], tl.where(enough, own_mean, former_mean), mask=known[None, :])
+    tl.store(
+        invstd + block[None, :], tl.where(enough, own_invstd, former_invstd), mask=known[None, :]
+    )
+    first = tl.zeros((1, 1), tl.int32)
+    tl.store(share + first, tl.where(enough, 1.0 / tl.maximum(real, 1.0), 0.0))
+    tl.store(counted + first, enough.to(tl.int64))
 
 
 @triton.jit

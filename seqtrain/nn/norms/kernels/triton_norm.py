@@ -9,9 +9,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from seqtrain.nn.norms.moments import Moments, wide_dtype
-from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
-from seqtrain.nn.norms.standardize import Statistics, per_channel
+from seqtrain.nn.norms.moments import wide_dtype
+from seqtrain.nn.norms.running import RunningStatistics, running_standard
+from seqtrain.nn.norms.standardize import per_channel
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+"""Of features. Numbers that kernels are called with are float32, too coarse beside float64."""
 
 
 def batch_norm(
@@ -46,42 +49,46 @@ def batch_norm(
         relu: Apply ``torch.relu`` to the normalized features.
         residual: Of the shape and dtype of ``input``, added last.
     """
-    if mask.shape[channel_dim] != 1 or not usable(input.device):
+    if mask.shape[channel_dim] != 1 or input.dtype not in DTYPES or not usable(input.device):
+        return None
+    if running is not None and training and not _can_move(running, input.dtype, momentum):
         return None
     # Here, because it takes Triton, and compiles kernels when they are first called.
     from seqtrain.nn.norms.kernels import triton_ops
 
-    weight, bias = (
-        None if p is None else per_channel(p, input, channel_dim).flatten() for p in (weight, bias)
-    )
+    settled = None if running is None else running_standard(running, input, channel_dim, eps)
+    weight, bias = (None if p is None else _row(p, input, channel_dim) for p in (weight, bias))
     x, real = _by_sequence(input, channel_dim), _by_sequence(mask, channel_dim).squeeze(-1)
-    with torch.no_grad():
-        settled = None
-        if running is not None:
-            settled = _flat(running_standard(running, input, channel_dim, eps))
-        if training or settled is None:
-            moments = Moments(*triton_ops.masked_moments(x, real))
-            enough = moments.n >= min_count
-            statistics = batch_standard(moments, enough, settled, eps, ())
-            if running is not None:
-                running.update(moments, enough, momentum)
-        else:
-            statistics = settled
-    wide = torch.promote_types(statistics.mean.dtype, wide_dtype(input.dtype))
+    if settled is not None and not training:
+        mean, invstd = (t.flatten().to(wide_dtype(t.dtype)) for t in settled[:2])
+        share = None
+    else:
+        mean, invstd, share = _batch_statistics(x, real, running, momentum, eps, min_count)
     if residual is not None:
         residual = _by_sequence(residual, channel_dim)
-    out: Tensor = triton_ops.masked_normalize(
-        x,
-        real,
-        statistics.mean.to(wide),
-        statistics.invstd.to(wide),
-        statistics.mean_share,
-        weight,
-        bias,
-        residual,
-        relu,
-    )
+    out: Tensor = triton_ops.normalize(x, real, mean, invstd, share, weight, bias, residual, relu)
     return out.reshape(input.movedim(channel_dim, -1).shape).movedim(-1, channel_dim)
+
+
+@torch.no_grad()
+def _batch_statistics(
+    x: Tensor,
+    real: Tensor,
+    running: RunningStatistics | None,
+    momentum: float | None,
+    eps: float,
+    min_count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What to normalize by, of which the running statistics move."""
+    from seqtrain.nn.norms.kernels import triton_ops
+
+    mean, var, num_batches, weight = running or (None, None, None, None)
+    *statistics, counted = triton_ops.batch_statistics(
+        x, real, mean, var, weight, num_batches, momentum, eps, min_count
+    )
+    if num_batches is not None:
+        num_batches.add_(counted[0])
+    return tuple(statistics)
 
 
 def usable(device: torch.device) -> bool:
@@ -99,7 +106,14 @@ def _by_sequence(values: Tensor, channel_dim: int) -> Tensor:
     return moved.unsqueeze(0) if moved.ndim == 2 else moved.flatten(1, -2)
 
 
-def _flat(statistics: Statistics) -> Statistics:
-    return statistics._replace(
-        mean=statistics.mean.flatten(), invstd=statistics.invstd.flatten(), dims=()
-    )
+def _row(values: Tensor, input: Tensor, channel_dim: int) -> Tensor:
+    """``(C,)`` without gaps, and of as many channels as the input has, or an error."""
+    return per_channel(values, input, channel_dim).flatten().contiguous()
+
+
+def _can_move(running: RunningStatistics, dtype: torch.dtype, momentum: float | None) -> bool:
+    """Whether these are buffers as every module has; the plain form knows what to say of others."""
+    return all(
+        buffer is None or (buffer.dtype == wide_dtype(dtype) and buffer.is_contiguous())
+        for buffer in (running.mean, running.var, running.weight)
+    ) and (momentum is not None or running.num_batches is not None)

@@ -77,29 +77,66 @@ def plan_pass(x: Tensor) -> Plan:
     return Plan(length, channels, strides, tiles, per_sequence, tile_length, block, splits)
 
 
-@torch.library.custom_op("seqtrain::masked_moments", mutates_args=())
-def masked_moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count ``(1,)``, mean and M2 of the real positions, in float32 or wider."""
+@torch.library.custom_op(
+    "seqtrain::masked_batch_statistics",
+    mutates_args=("running_mean", "running_var", "running_weight"),
+)
+def batch_statistics(
+    x: Tensor,
+    mask: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    running_weight: Tensor | None,
+    num_batches: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    min_count: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, inverse standard deviation and share for :func:`normalize`, and 1 if the batch counts.
+
+    The running statistics move. They take the place of the batch's own where fewer positions than
+    ``min_count`` are real; then nothing moves and share is 0. The counter is read only.
+    """
     cut = plan_pass(x)
-    wide = wide_dtype(x.dtype)
+    mean, invstd, share, counted = _statistics_like(x, mask)
     counts = x.new_empty(cut.splits, dtype=torch.int64)
-    table = x.new_empty((3, cut.splits, cut.channels), dtype=wide)
-    n, mean, m2 = _empty_moments(x)
+    table = mean.new_empty((3, cut.splits, cut.channels))
+    grid = (-(-cut.channels // MERGED["K"]),)
     with torch.cuda.device_of(x):
         kernels.moments_of_tiles[cut.grid](x, _bytes(mask), counts, table, **cut.arguments)
-        grid = (-(-cut.channels // MERGED["K"]),)
-        kernels.merge_moments[grid](counts, table, n, mean, m2, cut.channels, cut.splits, **MERGED)
-    return n, mean, m2
+        kernels.settle[grid](
+            counts,
+            table,
+            running_mean,
+            running_var,
+            running_weight,
+            num_batches,
+            mean,
+            invstd,
+            share,
+            counted,
+            momentum,
+            eps,
+            min_count,
+            cut.channels,
+            cut.splits,
+            **MERGED,
+        )
+    return mean, invstd, share, counted
 
 
-@masked_moments.register_fake
-def _empty_moments(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ARG001
-    mean, m2 = (x.new_empty(x.shape[2], dtype=wide_dtype(x.dtype)) for _ in range(2))
-    return x.new_empty(1, dtype=torch.int64), mean, m2
+@batch_statistics.register_fake
+def _statistics_like(
+    x: Tensor,
+    mask: Tensor,  # noqa: ARG001
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, invstd = (x.new_empty(x.shape[2], dtype=wide_dtype(x.dtype)) for _ in range(2))
+    return mean, invstd, mean.new_empty(1), mean.new_empty(1, dtype=torch.int64)
 
 
 @torch.library.custom_op("seqtrain::masked_normalize", mutates_args=())
-def masked_normalize(
+def normalize(
     x: Tensor,
     mask: Tensor,
     mean: Tensor,
@@ -134,7 +171,7 @@ def masked_normalize(
     return out
 
 
-@masked_normalize.register_fake
+@normalize.register_fake
 def _like_first(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
@@ -240,7 +277,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     return tuple(None if t is None or not t.requires_grad else next(grads) for t in places)
 
 
-masked_normalize.register_autograd(_gradients, setup_context=_remember)
+normalize.register_autograd(_gradients, setup_context=_remember)
 
 
 def _of_one_layout(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
