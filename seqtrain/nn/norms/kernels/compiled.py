@@ -6,12 +6,13 @@ interpreter, so ordinary threads run them side by side.
 """
 
 import functools
-import importlib.util
+import importlib
 import inspect
 import os
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +21,15 @@ Loop = Callable[..., None]
 
 
 @functools.cache
-def is_available() -> bool:
-    """Whether Numba is installed. It is not imported: that takes most of a second."""
-    return importlib.util.find_spec("numba") is not None
+def find_numba() -> ModuleType | None:
+    """Numba, or ``None`` where it is missing or does not fit the numpy beside it.
+
+    Nothing loads it before a norm asks: that takes most of a second.
+    """
+    try:
+        return importlib.import_module("numba")
+    except ImportError:
+        return None
 
 
 @functools.cache
@@ -31,14 +38,13 @@ def compiled(loop: Loop) -> Loop:
 
     Next to the source or, where that cannot be written, in the user's cache directory.
     """
-    import numba
-
+    numba = find_numba()
+    assert numba is not None, "who asks for machine code has found numba"
     source = inspect.unwrap(loop)
-    compile: Callable[..., Callable[[Loop], Any]] = functools.partial(numba.njit, nogil=True)
     try:
-        found: Loop = compile(cache=True)(source)
-    except RuntimeError:  # Numba found no place that it may write to.
-        found = compile()(source)
+        found: Loop = numba.njit(source, nogil=True, cache=True)
+    except RuntimeError:  # It found no place that it may write to.
+        found = numba.njit(source, nogil=True)
     return found
 
 
@@ -57,8 +63,9 @@ def _call(helpers: int, work: Callable[[], None]) -> None:
 
     jobs, threads = _crew(os.getpid())
     while len(threads) < helpers:
-        threads.append(Thread(target=serve, name="seqtrain-norm", daemon=True))
-        threads[-1].start()
+        thread = Thread(target=serve, name="seqtrain-norm", daemon=True)
+        thread.start()
+        threads.append(thread)
     for _ in range(helpers):
         jobs.put(work)
 

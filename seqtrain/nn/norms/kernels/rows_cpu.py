@@ -73,9 +73,12 @@ class Rows(NamedTuple):
         compiled.run(loops.gradient, num_chunks, SPAN, chunk, self.places, x, grad, factors, out)
 
     def _chunks(self) -> tuple[int, int]:
-        """How many there are, and the rows in each but the last."""
+        """How many there are, and the rows in each but the last.
+
+        At least one, which zeros all of a batch that has no real row.
+        """
         chunk = self.tile * TILES_PER_CHUNK
-        return -(-len(self.places) // chunk), chunk
+        return max(1, -(-len(self.places) // chunk)), chunk
 
 
 class _Normalize(torch.autograd.Function):
@@ -104,8 +107,7 @@ class _Normalize(torch.autograd.Function):
             firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
             return *firsts, None, None, None
         x, dy = _array(input), _array(grad.contiguous())
-        scale = np.ones(x.shape[1], x.dtype) if weight is None else _array(weight)
-        sums, factors = ctx.rows.gradient_sums(x, dy, scale, ctx.statistics)
+        sums, factors = ctx.rows.gradient_sums(x, dy, _factor(weight, x, 1), ctx.statistics)
         of_weight, of_bias = (
             None if p is None else torch.from_numpy(total).to(p.dtype)
             for p, total in zip((weight, bias), sums, strict=True)
@@ -131,11 +133,16 @@ def _transform(input: Tensor, rows: Rows, factors: Array) -> Tensor:
 
 
 def _array(values: Tensor) -> Array:
-    """The same memory; parameters in a dtype that numpy lacks are widened."""
-    if values.dtype == torch.bfloat16:
-        values = values.float()
+    """The same memory."""
     array: Array = values.detach().numpy()
     return array
+
+
+def _factor(values: Tensor | None, like: Array, default: float) -> Array:
+    """A parameter in the dtype of the rows, ``(C,)``."""
+    if values is None:
+        return np.full(like.shape[1], default, like.dtype)
+    return _array(values.to(torch.from_numpy(like).dtype))
 
 
 def batch_norm(
@@ -156,30 +163,29 @@ def batch_norm(
     running statistics, little data, and where Numba is missing or a tracer is watching.
     """
     channels = input.shape[channel_dim]
-    parameters = [p for p in (weight, bias) if p is not None]
+    vectors = [t for t in (weight, bias, *(running or ())[:2]) if t is not None]
     if (
         input.dtype not in (torch.float32, torch.float64)
         or input.numel() < SMALLEST
         or mask.shape[channel_dim] != 1
-        or any(p.shape != (channels,) for p in parameters)
+        # The plain form says what is wrong.
+        or any(t.shape != (channels,) for t in vectors)
         or _is_watched(input)
-        or not compiled.is_available()
+        or compiled.find_numba() is None
     ):
         return None
-    places = mask.numpy().ravel().nonzero()[0]
+    places = _array(mask).ravel().nonzero()[0]
     if training:
         if len(places) < max(min_count, 1):
             return None
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (input, *parameters)):
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in (input, *vectors)):
         return None
     moved = input.movedim(channel_dim, -1)
     everything = moved.reshape(-1, channels).contiguous()
-    rows = Rows(places, min(max(TILE // channels, 8), 256))
-    dtype = _array(everything).dtype
-    scale = np.ones(channels, dtype) if weight is None else _array(weight)
-    shift = np.zeros(channels, dtype) if bias is None else _array(bias)
+    rows, x = Rows(places, min(max(TILE // channels, 8), 256)), _array(everything)
+    scale, shift = _factor(weight, x, 1), _factor(bias, x, 0)
     if training:
-        statistics, factors = rows.moments(_array(everything), eps, scale, shift)
+        statistics, factors = rows.moments(x, eps, scale, shift)
         if running is not None:
             _move(running, statistics, len(places), momentum)
         flat = mask.reshape(-1, 1)
@@ -188,7 +194,7 @@ def batch_norm(
         )
     else:
         assert running is not None, "evaluation has running statistics"
-        out = _transform(everything, rows, _settled(running, eps, scale, shift, dtype))
+        out = _transform(everything, rows, _settled(running, eps, scale, shift))
     return out.view(moved.shape).movedim(-1, channel_dim)
 
 
@@ -206,14 +212,12 @@ def _move(running: RunningStatistics, statistics: Array, size: int, momentum: fl
         running.num_batches.add_(1)
 
 
-def _settled(
-    running: RunningStatistics, eps: float, scale: Array, shift: Array, dtype: np.dtype[Any]
-) -> Array:
+def _settled(running: RunningStatistics, eps: float, scale: Array, shift: Array) -> Array:
     """The factors of ``transform`` for statistics that were settled before."""
-    mean = _array(running.mean)
-    factors = np.empty((3, len(mean)), dtype)
+    mean = _array(running.mean.double())
+    factors = np.empty((3, len(mean)), scale.dtype)
     factors[0] = mean
-    factors[1] = _array(inverse_root(running.var, eps)) * scale
+    factors[1] = _array(inverse_root(running.var.double(), eps)) * scale
     factors[2] = shift - (mean - factors[0]) * factors[1]
     return factors
 

@@ -1,0 +1,441 @@
+"""Oracle 13: the fused batch norm of the CPU against the plain form and against float64."""
+
+import copy
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from masked_inputs import KINDS, make_mask, poisoned
+from oracles import batch_norm_by_channel, batch_norm_gradient, real_rows
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
+from seqtrain.nn.norms.kernels import choice, compiled, loops, rows_cpu
+
+STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "length first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels slow": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every other": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+}
+
+OPTIONS: list[dict[str, object]] = [
+    {},
+    {"affine": False},
+    {"bias": False},
+    {"momentum": None},
+    {"stat_weighting": "tokens"},
+    {"min_count": 5},
+    {"track_running_stats": False},
+]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Two threads, even for a few rows."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
+    """Cut up the smallest input, and run the loops as Python or as machine code."""
+    patch.setattr(rows_cpu, "SMALLEST", 0)
+    patch.setattr(rows_cpu, "TILES_PER_CHUNK", 1)
+    patch.setattr(rows_cpu, "SPAN", 1)
+    if loops_in == "python":
+        patch.setattr(compiled, "compiled", lambda loop: loop)
+
+
+def plainly(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(choice.KERNELS, "cpu", lambda *call: None)
+
+
+def train(norm: nn.Module, x: Tensor, mask: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and buffers of one step, then evaluation; channels last."""
+    channel_dim = norm.channel_dim
+    leaf = x.movedim(-1, channel_dim).detach().requires_grad_()
+    out = norm(leaf, mask)
+    out.backward(grad.movedim(-1, channel_dim))
+    found = {"out": out.detach(), "dx": leaf.grad}
+    found |= {f"d{name}": p.grad for name, p in norm.named_parameters()}
+    found |= {name: b.clone() for name, b in norm.named_buffers()}
+    found["evaluation"] = norm.eval()(leaf.detach(), mask).detach()
+    norm.train()
+    for name in ("out", "dx", "evaluation"):
+        found[name] = found[name].movedim(channel_dim, -1)
+    return found
+
+
+def made(C: int, dtype: torch.dtype, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    norm = MaskedBatchNorm1d(C, dtype=dtype, **options)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm.double() if dtype == torch.float64 else norm
+
+
+def some_input(
+    shape: tuple[int, int, int], kind: str, dtype: torch.dtype, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, mask and upstream gradient, with NaN and ±Inf at padding."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = make_mask(kind, *shape[:2], generator)
+    x, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, grad = ((t + 1).to(dtype) for t in (x, grad))
+    return poisoned(x, mask[..., None]), mask, poisoned(grad, mask[..., None])
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("loops_in", ["python", "machine code"])
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 5)),
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    strides=st.sampled_from(sorted(STRIDES)),
+    channel_dim=st.sampled_from([0, 1, 2]),
+    options=st.sampled_from(OPTIONS),
+    seed=st.integers(0, 2**16),
+)
+def test_fused_and_plain_agree_and_each_repeats_its_bits(
+    loops_in: str,
+    shape: tuple[int, int, int],
+    kind: str,
+    dtype: torch.dtype,
+    strides: str,
+    channel_dim: int,
+    options: dict[str, object],
+    seed: int,
+) -> None:
+    x, mask, grad = some_input(shape, kind, dtype, seed)
+    norm = made(shape[2], dtype, channel_dim=channel_dim, **options)
+
+    def once() -> dict[str, Tensor]:
+        return train(copy.deepcopy(norm), STRIDES[strides](x), mask, STRIDES[strides](grad))
+
+    with pytest.MonkeyPatch.context() as patch:
+        finely(patch, loops_in)
+        fused, again = once(), once()
+    with pytest.MonkeyPatch.context() as patch:
+        plainly(patch)
+        plain = once()
+    tolerance = 200 * torch.finfo(dtype).eps
+    for name, value in fused.items():
+        assert torch.equal(value, again[name]), name
+        torch.testing.assert_close(value, plain[name], rtol=tolerance, atol=tolerance)
+    for name in ("out", "dx", "evaluation"):
+        assert (fused[name][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("loops_in", ["python", "machine code"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_gives_what_float64_gives(
+    loops_in: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, loops_in)
+    x, mask, grad = some_input((4, 20, 3), "ragged", dtype, 0)
+    norm = made(3, dtype, channel_dim=-1)
+    found = train(copy.deepcopy(norm), x, mask, grad)
+    weight, bias = (p.detach().double() for p in norm.parameters())
+    normal, mean, var = batch_norm_by_channel(x, mask[..., None].expand_as(x))
+    dx, dweight, dbias = batch_norm_gradient(
+        real_rows(x, mask).double(), real_rows(grad, mask).double(), weight
+    )
+    out = (normal * weight + bias)[mask]
+    gradients = {"dx": (found["dx"][mask], dx), "dweight": (found["dweight"], dweight)}
+    tolerance = 50 * torch.finfo(dtype).eps
+    for name, (value, expected) in {
+        "out": (found["out"][mask], out),
+        **gradients,
+        "dbias": (found["dbias"], dbias),
+        "running_mean": (found["running_mean"], 0.1 * mean),
+        "running_var": (found["running_var"], 0.9 + 0.1 * var),
+    }.items():
+        close = torch.allclose(value.double(), expected, rtol=tolerance, atol=tolerance)
+        assert close, name
+
+
+@pytest.mark.parametrize("mean", [1e2, 1e4, 1e5])
+def test_a_large_mean_costs_no_digit(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the mean itself is rounded by 0.004 at 1e5; what is lost comes back as shift."""
+    finely(monkeypatch, "machine code")
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(8, 300, 4, generator=generator) + mean).requires_grad_()
+    mask = make_mask("right", 8, 300, generator)
+    grad = torch.randn(x.shape, generator=generator)
+    norm = MaskedBatchNorm1d(4, channel_dim=-1, momentum=1.0)
+    out = norm(x, mask)
+    out.backward(grad)
+    expected, _, var = batch_norm_by_channel(x, mask[..., None].expand_as(x))
+    dx, dweight, _ = batch_norm_gradient(
+        real_rows(x.detach(), mask).double(), real_rows(grad, mask).double(), torch.ones(4)
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad[mask].double(), dx, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm.weight.grad.double(), dweight, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-5, atol=0)
+
+
+def test_a_constant_channel_comes_out_as_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask = torch.full((2, 9, 3), 7.0), torch.ones(2, 9, dtype=torch.bool)
+    bias = torch.tensor([1.0, 2.0, 3.0])
+    for eps in (0.0, 1e-5):
+        out = masked_batch_norm(x, mask, bias=bias, training=True, eps=eps, channel_dim=-1)
+        assert torch.equal(out, bias.expand(2, 9, 3))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_derivatives_are_those_of_finite_differences(
+    order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "python")
+    x, mask, _ = some_input((2, 6, 2), "interior", torch.float64, 3)
+    x = x.masked_fill(~mask[..., None], 0).requires_grad_()
+    weight, bias = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def normalized(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return masked_batch_norm(x, mask, weight=weight, bias=bias, training=True, channel_dim=-1)
+
+    check = torch.autograd.gradcheck if order == "first" else torch.autograd.gradgradcheck
+    assert check(normalized, (x, weight, bias))
+    assert check(lambda x: normalized(x, None, None), (x,))
+
+
+class Watched(np.ndarray):
+    """Notes which rows are read and written."""
+
+    def __array_finalize__(self, source: object) -> None:
+        self.read: list[int] = []
+        self.written: list[int] = []
+
+    def __getitem__(self, key: object) -> object:
+        self.read.append(key[0])  # type: ignore[index]
+        return self.view(np.ndarray)[key]
+
+    def __setitem__(self, key: object, value: object) -> None:
+        at = key[0] if isinstance(key, tuple) else key
+        self.written += range(*at.indices(len(self))) if isinstance(at, slice) else [at]
+        self.view(np.ndarray)[key] = value
+
+
+def test_no_padded_row_is_read_and_every_row_is_written_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The work counts: two reads of a real row a pass over sums, one where rows are written."""
+    finely(monkeypatch, "python")
+    mask = make_mask("interior", 4, 11, torch.Generator().manual_seed(5)).flatten().numpy()
+    places = mask.nonzero()[0]
+    assert 16 < len(places) < len(mask)
+    rows = rows_cpu.Rows(places, 8)
+
+    def watched() -> Watched:
+        return np.random.default_rng(0).normal(size=(len(mask), 1)).view(Watched)
+
+    def count(watched: list[int]) -> list[int]:
+        return np.bincount(watched, minlength=len(mask)).tolist()
+
+    x, grad, out, one = watched(), watched(), watched(), np.ones(1)
+    statistics, factors = rows.moments(x, 1e-5, one, one)
+    assert count(x.read) == (2 * mask).tolist()
+    rows.transform(x, factors, out)
+    assert count(x.read) == (3 * mask).tolist()
+    assert count(out.written) == [1] * len(mask)
+    x.read.clear()
+    out.written.clear()
+    _, factors = rows.gradient_sums(x, grad, one, statistics)
+    assert count(x.read) == count(grad.read) == (1 * mask).tolist()
+    rows.gradient(x, grad, factors, out)
+    assert count(x.read) == count(grad.read) == (2 * mask).tolist()
+    assert count(out.written) == [1] * len(mask)
+    assert not out.read
+
+
+@pytest.fixture
+def large() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    return made(24, torch.float32, channel_dim=-1), *some_input(
+        (8, 160, 24), "ragged", torch.float32, 1
+    )
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_bits_do_not_depend_on_threads(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "machine code")
+    norm, *batch = large
+    expected = train(copy.deepcopy(norm), *batch)
+    try:
+        for count in (2, 3, 2, 5) * 3:
+            torch.set_num_threads(count)
+            assert same(train(copy.deepcopy(norm), *batch), expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("threads")
+def test_two_threads_train_at_once(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "machine code")
+    norm, *batch = large
+    expected = train(copy.deepcopy(norm), *batch)
+    wrong: list[int] = []
+
+    def steps() -> None:
+        for step in range(30):
+            if not same(train(copy.deepcopy(norm), *batch), expected):
+                wrong.append(step)
+
+    at_once = [threading.Thread(target=steps) for _ in range(3)]
+    for thread in at_once:
+        thread.start()
+    for thread in at_once:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    asked: list[int] = []
+    monkeypatch.setattr(compiled, "_call", lambda helpers, work: asked.append(helpers))
+    done: list[tuple[int, int]] = []
+    compiled.run(lambda first, last: done.append((first, last)), 7, 2)
+    assert asked == [1]
+    assert done == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    compiled.run(lambda first, last: done.append((first, last)), 3, 2)
+    assert asked == [1], "three chunks are not worth a thread"
+    assert done[4:] == [(0, 3)]
+
+
+FORKED = """
+import os, signal, sys, torch
+from seqtrain.nn.norms import MaskedBatchNorm1d
+from seqtrain.nn.norms.kernels import compiled, rows_cpu
+norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 200, 4)
+mask = torch.ones(2, 200, dtype=torch.bool)
+norm(x[:, :10], mask[:, :10])
+assert "numba" not in sys.modules, "loaded for nothing"
+rows_cpu.SMALLEST, rows_cpu.TILES_PER_CHUNK, rows_cpu.SPAN = 0, 1, 1
+torch.set_num_threads(2)
+out = norm(x, mask)
+child = os.fork()
+signal.alarm(60)
+assert torch.equal(norm(x, mask), out)
+assert len(compiled._crew(os.getpid())[1]) == 1
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_fork_has_threads_of_its_own_and_numba_is_loaded_when_needed() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_numba_the_numbers_are_the_same(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm, *batch = large
+    fused = train(copy.deepcopy(norm), *batch)
+    compiled.find_numba.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", None)
+        assert compiled.find_numba() is None
+        plain = train(copy.deepcopy(norm), *batch)
+    compiled.find_numba.cache_clear()
+    assert compiled.find_numba() is not None
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-4)
+    assert any(not torch.equal(fused[name], value) for name, value in plain.items())
+
+
+def test_machine_code_that_cannot_be_kept_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(loop: Callable[..., None], nogil: bool, cache: bool = False) -> Callable[..., None]:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return loop
+
+    monkeypatch.setattr(compiled, "find_numba", lambda: SimpleNamespace(njit=njit))
+    assert compiled.compiled.__wrapped__(loops.transform).__name__ == "transform"
+
+
+def taken(x: Tensor, mask: Tensor, norm: nn.Module) -> bool:
+    """Whether the kernel takes the call, which leaves the buffers alone where it does not."""
+    before = copy.deepcopy(norm.state_dict())
+    running = rows_cpu.RunningStatistics(norm.running_mean, norm.running_var)
+    placed = mask if mask.ndim == x.ndim else mask[..., None]
+    options = (norm.training, 0.1, 1e-5, -1, 2)
+    found = choice.fused_batch_norm(x, placed, running, norm.weight, norm.bias, *options)
+    if found is None:
+        for name, value in norm.state_dict().items():
+            assert torch.equal(value, before[name])
+    return found is not None
+
+
+class Idle(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_it_does_not_cover_it_leaves_to_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 30, 4)
+    mask = torch.ones(2, 30, dtype=torch.bool)
+    assert not taken(x, mask, norm), "small"
+    finely(monkeypatch, "python")
+    assert taken(x, mask, norm)
+    assert not taken(x.bfloat16(), mask, norm)
+    assert not taken(x.to("meta"), mask, norm)
+    assert not taken(x, mask[..., None].expand_as(x), norm), "a mask for each channel"
+    assert not taken(x, mask & (torch.arange(30) < 0), norm)
+    assert not taken(x, mask & (torch.arange(60) < 1).view(2, 30), norm), "under min_count"
+    assert not taken(x[..., :3], mask, norm), "the plain form raises"
+    assert not taken(x.as_subclass(type("Marked", (Tensor,), {})), mask, norm)
+    with Idle():
+        assert not taken(x, mask, norm)
+    seen: list[bool] = []
+    torch.func.vmap(lambda m: seen.append(taken(x, m, norm)) or m)(mask[None])
+    assert seen == [False]
+    norm.eval()
+    assert not taken(x, mask, norm), "gradients through running statistics"
+    with torch.no_grad():
+        assert taken(x, mask, norm)
+    with torch.inference_mode():
+        assert taken(x, mask, norm)
+
+
+def test_parameters_in_half_precision_are_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask, grad = some_input((2, 12, 3), "left", torch.float32, 2)
+    norm = made(3, torch.bfloat16, channel_dim=-1)
+    fused = train(copy.deepcopy(norm), x, mask, grad)
+    plainly(monkeypatch)
+    for name, value in train(norm, x, mask, grad).items():
+        assert fused[name].dtype == value.dtype
+        torch.testing.assert_close(fused[name], value)
+
+
+def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask, grad = some_input((2, 12, 3), "left", torch.float32, 2)
+    norm = made(3, torch.float32, channel_dim=-1)
+    monkeypatch.setattr(rows_cpu.Rows, "gradient", lambda *call: pytest.fail("not wanted"))
+    norm(x, mask).backward(grad)
+    assert norm.weight.grad is not None
