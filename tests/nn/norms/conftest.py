@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seqtrain.nn.norms import batch_functional, renorm
+from seqtrain.nn.norms.kernels import rows_cpu
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,10 +23,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["rows", "masked"])
+@pytest.fixture(params=["rows", "masked", "fused"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Gathered rows, which the CPU takes by itself, or all positions under the mask."""
+    """Gathered rows, all positions under the mask, or the compiled loops of the CPU."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.param == "fused":
+            patch.setattr(rows_cpu, "SMALLEST", 0)
         if request.param == "masked":
             for module in (batch_functional, renorm):
                 patch.setattr(module, "over_real_rows", lambda norm, *arguments: norm(*arguments))
