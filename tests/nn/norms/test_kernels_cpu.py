@@ -285,6 +285,20 @@ def test_bits_do_not_depend_on_threads(
         torch.set_num_threads(1)
 
 
+def test_bits_do_not_depend_on_padding(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles are of real rows: padded or packed in one row, they are alike."""
+    finely(monkeypatch, "machine code")
+    norm, x, mask, grad = large
+    padded = train(copy.deepcopy(norm), x, mask, grad)
+    real = mask.new_ones(1, int(mask.sum()))
+    packed = train(copy.deepcopy(norm), x[mask][None], real, grad[mask][None])
+    for name, value in packed.items():
+        expected = padded[name]
+        assert torch.equal(value, expected[mask][None] if expected.ndim == 3 else expected), name
+
+
 @pytest.mark.usefixtures("threads")
 def test_two_threads_train_at_once(
     large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
