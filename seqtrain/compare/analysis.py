@@ -12,6 +12,7 @@ from seqtrain.compare.measures import steps_to
 from seqtrain.compare.plan import Comparison, Condition
 from seqtrain.compare.run import Result, outputs_of
 from seqtrain.data.store import SequenceDataset
+from seqtrain.evaluation.score import residue_counts
 from seqtrain.evaluation.statistics import (
     Difference,
     holm_correction,
@@ -19,7 +20,7 @@ from seqtrain.evaluation.statistics import (
     paired_bootstrap,
     paired_permutation_test,
 )
-from seqtrain.training.metrics import HIGHER_IS_BETTER, record_confusions
+from seqtrain.training.metrics import HIGHER_IS_BETTER
 
 ALPHA = 0.05
 ROUNDING = 1e-3
@@ -160,18 +161,12 @@ def _contrasts(
     groups: Sequence[str] | None,
     num_draws: int,
 ) -> list[Contrast]:
-    truth = scored.targets
-    assert truth is not None
-
     def prepared(condition: Condition, seed: int) -> np.ndarray:
         values = outputs_of(folder, condition, seed)
-        if not scored.per_residue:
-            return values
-        predictions = values.argmax(axis=1)
-        return record_confusions(predictions, truth, scored.offsets, num_classes)
+        return residue_counts(values, scored, task, num_classes) if scored.per_residue else values
 
     value = {(condition_of(r), r["seed"]): r["metrics"][metric] for r in finished}
-    targets = None if scored.per_residue else truth
+    targets = None if scored.per_residue else scored.targets
     found = []
     for condition in comparison.conditions:
         reference = comparison.reference(condition)

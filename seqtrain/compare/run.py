@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqtrain.build import build_model
 from seqtrain.compare.measures import (
     calibration_error,
     metric_by,
@@ -30,20 +31,14 @@ from seqtrain.compare.plan import (
 )
 from seqtrain.config import config_to_dict
 from seqtrain.errors import CheckpointError
-from seqtrain.pipeline import (
-    Plan,
-    build_objective,
-    build_trainer,
-    fingerprints,
-    flatten,
-)
+from seqtrain.nn.model import SequenceModel
+from seqtrain.pipeline import Plan, build_objective, fingerprints, flatten, train_run
 from seqtrain.reporting import JsonLines, TensorBoard, to_json
-from seqtrain.training.checkpoint import RunDir, RunLock, create_run, load_run, write_text
+from seqtrain.training.checkpoint import RunDir, RunLock, load_checkpoint, write_text
 from seqtrain.training.device import choose_device
-from seqtrain.training.events import EpochEvent, StepEvent
+from seqtrain.training.events import EpochEvent, Observer, StepEvent
 from seqtrain.training.metrics import primary_metric
 from seqtrain.training.outputs import predict_outputs, score_outputs
-from seqtrain.training.trainer import Progress
 
 Result = dict[str, Any]
 Tell = Callable[[Arm, int, int, float | None], None]
@@ -121,9 +116,10 @@ def run_arm(plan: Plan, arm: Arm, folder: Path) -> Result:
     """
     run = RunDir(folder / arm.name)
     with RunLock(run):
-        for name in ("checkpoints", "tensorboard"):
+        for name in ("checkpoints", "tensorboard", "predictions"):
             shutil.rmtree(run.path / name, ignore_errors=True)
-        (run.path / "arm.json").unlink(missing_ok=True)
+        for file in (run.path / "arm.json", run.summary, run.calibration):
+            file.unlink(missing_ok=True)
         head: Result = {**vars(arm.condition), "seed": arm.seed}
         try:
             result = {**head, "status": "ok", **_train_and_measure(plan, run)}
@@ -199,46 +195,35 @@ class _Curve:
 
 
 def _train_and_measure(plan: Plan, run: RunDir) -> Result:
-    config, data = plan.config, plan.data
-    report = {
-        "tokenizer": data.tokenizer.to_dict(),
-        "labels": data.codec.to_dict(),
-        "fingerprints": fingerprints(data),
-        **data.report,
-    }
-    create_run(run, config, report)
-    trainer = build_trainer(plan, run)
-    curve, witness = _Curve(primary_metric(data.codec.task)), Witness()
+    """Train as ``seqtrain train`` does, so that an arm's folder is a run like any other."""
+    config = plan.config
+    curve, witness = _Curve(primary_metric(plan.data.codec.task)), Witness()
     settings = {key: str(value) for key, value in flatten(config_to_dict(config)).items()}
-    trainer.observers = [
-        JsonLines(run.metrics),
-        TensorBoard(run.tensorboard, settings, data.codec.classes),
-        curve,
-        witness,
-    ]
-    try:
-        with witness.watching():
-            progress = trainer.fit()
-    finally:
-        for observer in trainer.observers:
-            observer.close()
+
+    def observers(*_: object) -> list[Observer]:
+        board = TensorBoard(run.tensorboard, settings, plan.data.codec.classes)
+        return [JsonLines(run.metrics), board, curve, witness]
+
+    with witness.watching():
+        summary = train_run(plan, run, make_observers=observers)
     return {
         **_measure(plan, run),
-        "best_epoch": progress.best_epoch,
+        "best_epoch": summary["best_epoch"],
         "curve": curve.points,
         "witness": witness.epochs,
-        **_cost(plan, progress, curve),
-    }
-
-
-def _cost(plan: Plan, progress: Progress, curve: _Curve) -> Result:
-    return {
-        "steps": progress.step,
-        "residues": progress.epoch * len(plan.data.train.tokens),
-        "seconds": progress.seconds,
+        "steps": summary["steps"],
+        "residues": summary["epochs"] * len(plan.data.train.tokens),
+        "seconds": summary["seconds"],
         "microseconds_per_residue": 1e6 / max(statistics.median(curve.speeds), 1e-9),
         "padding_share": curve.points[-1]["padding_share"],
     }
+
+
+def _best_model(plan: Plan, run: RunDir) -> SequenceModel:
+    """The best checkpoint as it was trained: a calibrated one would hide what norms do to that."""
+    model = build_model(plan.config, plan.data.tokenizer, plan.data.codec)
+    load_checkpoint(run.checkpoint("best"), model)
+    return model.eval().to(choose_device(plan.config.trainer.device))
 
 
 def _measure(plan: Plan, run: RunDir) -> Result:
@@ -246,7 +231,7 @@ def _measure(plan: Plan, run: RunDir) -> Result:
     config, data = plan.config, plan.data
     task, num_classes = data.codec.task, data.codec.num_outputs
     scored = data.test if data.test is not None else data.valid
-    model = load_run(run.path).model.to(choose_device(config.trainer.device))
+    model = _best_model(plan, run)
     budget, metric = config.batching.max_tokens, primary_metric(task)
     assert budget is not None
     objective = build_objective(config, data).plain()

@@ -112,14 +112,14 @@ def test_a_failed_arm_is_recorded_and_the_others_go_on(
 ) -> None:
     comparison = tiny_comparison(tmp_path, ["none", "layer"])
     comparison.plans["cnn"].config.trainer.max_epochs = 1
-    build = run_module.build_trainer
+    train = run_module.train_run
 
-    def failing(plan, run):  # type: ignore[no-untyped-def]
+    def failing(plan, run, **options):  # type: ignore[no-untyped-def]
         if plan.config.norm.name == "none":
             raise TrainingError("the loss is nan")
-        return build(plan, run)
+        return train(plan, run, **options)
 
-    monkeypatch.setattr(run_module, "build_trainer", failing)
+    monkeypatch.setattr(run_module, "train_run", failing)
     open_comparison(comparison, tmp_path / "out", resume=False)
     none, layer = run_arms(comparison, tmp_path / "out")
     assert (none["status"], layer["status"]) == ("failed", "ok")
