@@ -218,6 +218,12 @@ class TestRotaryPositions:
                 assert turned[0, position, 0, pair] == pytest.approx(value.real, abs=1e-5)
                 assert turned[0, position, 0, pair + 3] == pytest.approx(value.imag, abs=1e-5)
 
+    def test_its_gradient_turns_back(self) -> None:
+        rotary, x = RotaryPositions(4), drawn(1, 3, 2, 4).double().requires_grad_()
+        angles = rotary.angles(torch.arange(3))
+        assert torch.autograd.gradcheck(lambda x: rotary.turn(x, angles), x)
+        assert torch.autograd.gradgradcheck(lambda x: rotary.turn(x, angles) ** 2, x)
+
     def test_it_has_no_weights_and_no_state(self) -> None:
         assert not RotaryPositions(8).state_dict()
 
