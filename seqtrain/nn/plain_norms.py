@@ -17,6 +17,8 @@ class LeakyBatchNorm(nn.BatchNorm1d):
     A record's result depends on what it was batched with, in training and in evaluation.
     """
 
+    channel_dim = -1
+
     def forward(
         self,
         input: Float[Tensor, "B L C"],

@@ -29,7 +29,8 @@ def update_bn_stats(
     A norm that is used several times in one forward pools its uses. One that never runs, and
     channels with fewer than two real positions, stay as they are. A :class:`MaskedSyncBatchNorm`
     pools over its ranks, each of which needs a batch. Masked and torch's own batch norms are set,
-    complex ones are not.
+    complex ones are not. The channels are at a norm's ``channel_dim``, if it has one, and else at
+    dimension 1, where torch's have them.
 
     Args:
         model: Its training mode is restored.
@@ -79,9 +80,9 @@ class _Collector:
             self.norm = norm
         if self.norm is norm:
             input, mask = _arguments(*args, **kwargs)
-            channel_dim = 1
             if isinstance(norm, MaskedBatchNorm):
-                channel_dim, mask = norm.channel_dim, given_or_current(mask)
+                mask = given_or_current(mask)
+            channel_dim = getattr(norm, "channel_dim", 1)
             placed = place_mask(mask, input, channel_dim)
             new = masked_moments(input.double(), placed, other_dims(input, channel_dim))
             if self.moments is not None:

@@ -22,6 +22,7 @@ from seqtrain.nn.norms import (
     revert_masked_batchnorm,
     update_bn_stats,
 )
+from seqtrain.nn.plain_norms import LeakyBatchNorm, PlainBatchNorm
 
 
 class Block(nn.Module):
@@ -321,6 +322,19 @@ def test_torchs_norms_are_set_too_and_idle_or_starved_ones_stay() -> None:
         assert not norm.running_mean.any()
         assert (norm.running_var == 1).all()
     assert model.idle.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("kind", [PlainBatchNorm, LeakyBatchNorm])
+def test_norms_that_have_their_channels_last_are_set_too(kind: type[nn.BatchNorm1d]) -> None:
+    """The unmasked controls: by real positions where a mask is given, else by all."""
+    x, mask = padded()
+    x = x.movedim(1, -1)
+    norm = kind(4)
+    update_bn_stats(norm, [(x[:3], mask[:3]), (x[3:], mask[3:])], lambda norm, b: norm(*b))
+    torch.testing.assert_close(norm.running_mean, x[mask].mean(0))
+    torch.testing.assert_close(norm.running_var, x[mask].var(0))
+    update_bn_stats(norm, [x], lambda norm, b: norm(b))
+    torch.testing.assert_close(norm.running_mean, x.flatten(0, 1).mean(0))
 
 
 def test_an_error_in_the_model_leaves_it_as_it_was() -> None:

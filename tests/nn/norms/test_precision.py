@@ -132,7 +132,7 @@ def test_small_steps_are_not_lost_where_bfloat16_would_stall() -> None:
     assert stalled.lerp(torch.tensor(2.0, dtype=torch.bfloat16), 0.002) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, *NARROW])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *NARROW])
 @pytest.mark.parametrize(
     "norm",
     [
