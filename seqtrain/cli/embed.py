@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.progress import Progress
 
 
 def embed(
@@ -45,10 +46,11 @@ def embed(
     loaded = open_run(run)
     budget = batch_size or loaded.config.batching.max_tokens
     assert budget is not None
+    progress = Progress(fasta, quiet)
     embeddings = embed_records(
         loaded.model.to(choose_device(device)),
         loaded.tokenizer,
-        scan_fasta(fasta),
+        progress.watch(scan_fasta(fasta)),
         max_tokens=budget,
         per_residue=per_residue,
         pooling=pooling,
@@ -56,6 +58,7 @@ def embed(
         dtype=dtype,
         on_error=on_error,
     )
-    number = write_embeddings(output, embeddings, per_residue=per_residue, dtype=dtype)
+    told = progress.count(embeddings)
+    number = write_embeddings(output, told, per_residue=per_residue, dtype=dtype)
     if not quiet:
         print(f"{number:,} records written to {output}", file=sys.stderr)

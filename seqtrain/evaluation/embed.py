@@ -18,6 +18,7 @@ from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.predict import read_chunks
+from seqtrain.evaluation.writing import check_place
 from seqtrain.masking import masked_max, masked_mean, zero_padding
 from seqtrain.nn.encoders import Encoder
 from seqtrain.nn.layout import Layout, padded_layout
@@ -25,6 +26,8 @@ from seqtrain.nn.model import SequenceModel
 
 POOLINGS = {"mean": masked_mean, "max": masked_max}
 ROWS_PER_GROUP = 512
+CHUNK_NUMBERS = 16_000_000
+"""Numbers of residues' vectors that are held at a time: 64 MB."""
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -102,7 +105,9 @@ def embed_records(
     for name, value, choices in (("pooling", pooling, POOLINGS), ("dtype", dtype, DTYPES)):
         if value not in choices:
             raise ConfigError(f"--{name}: expected one of {', '.join(choices)}, found {value!r}.")
-    for read, tokens in read_chunks(entries, tokenizer, on_error):
+    width: int = model.encoder.embed_dim  # type: ignore[assignment]
+    most = max(1, CHUNK_NUMBERS // width) if per_residue else None
+    for read, tokens in read_chunks(entries, tokenizer, on_error, most):
         found = iter(_vectors(model, tokens, max_tokens, per_residue, pooling, layer))
         for entry in read:
             if isinstance(entry, Reject):
@@ -142,17 +147,14 @@ def _vectors(
 
 
 def check_embedding_format(path: Path) -> None:
-    """Refuse a file name that no format goes by, or a folder that is not there.
+    """Refuse a file name that no format goes by, or where no file can be.
 
     Raises:
         ConfigError: says which there are.
     """
     if path.suffix not in (".npz", ".parquet"):
         raise ConfigError(f"{path}: expected a name that ends in .npz or .parquet.")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
-        )
+    check_place(path)
 
 
 def write_embeddings(

@@ -208,7 +208,10 @@ def fingerprint(members: Sequence[LoadedRun]) -> str:
 
 
 def read_chunks(
-    entries: Iterator[Record | Reject], tokenizer: Tokenizer, on_error: str
+    entries: Iterator[Record | Reject],
+    tokenizer: Tokenizer,
+    on_error: str,
+    most_residues: int | None = None,
 ) -> Iterator[tuple[list[Record | Reject], list[np.ndarray]]]:
     """Entries a few at a time, and the tokens of those among them that are still records.
 
@@ -216,11 +219,12 @@ def read_chunks(
         entries: From ``scan_fasta``.
         tokenizer: Records that it refuses become rejects.
         on_error: ``fail`` or ``skip``.
+        most_residues: In a chunk; ``CHUNK_RESIDUES`` if not given.
 
     Raises:
         FastaError: a chunk holds a reject and ``on_error`` is ``fail``.
     """
-    for chunk in in_chunks(entries, CHUNK_RECORDS, CHUNK_RESIDUES):
+    for chunk in in_chunks(entries, CHUNK_RECORDS, most_residues or CHUNK_RESIDUES):
         tokens: list[np.ndarray] = []
         rejects: list[Reject] = []
         read: list[Record | Reject] = []

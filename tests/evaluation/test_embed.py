@@ -1,18 +1,24 @@
 """`seqtrain embed`: files that hold what the model says, in input order, in either format."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_models import TOKENIZER
 from tiny_runs import random_fasta, tiny_run
 from typer.testing import CliRunner
 
 from seqtrain import TrainedModel, load_model
 from seqtrain.cli.main import app
+from seqtrain.data.fasta import Record, Reject
 from seqtrain.errors import ConfigError, FastaError
 from seqtrain.evaluation import embed
+from seqtrain.nn.model import SequenceModel
 
+PAGE = Path(__file__).parents[2] / "docs" / "predict.md"
 LENGTHS = [9, 1, 30, 4]
 
 
@@ -100,3 +106,43 @@ def test_wrong_names_and_bad_records_leave_no_file(run: Path, fasta: Path, tmp_p
     with pytest.raises(FastaError, match="bad1"):
         embed_file(run, fasta, tmp_path / "e.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["x.fasta"]
+
+
+def test_vectors_of_residues_are_held_a_few_at_a_time(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of records is fine for one vector each, not for one per residue."""
+    monkeypatch.setattr(embed, "CHUNK_NUMBERS", 8 * 20)  # 8 channels: 20 residues
+    taken = 0
+
+    def endless() -> Iterator[Record | Reject]:
+        nonlocal taken
+        while True:
+            yield Record(f"r{taken}", "", "MKVLAAGWWW", "x", 1, taken)
+            taken += 1
+
+    assert isinstance(model.module, SequenceModel)
+    stream = embed.embed_records(
+        model.module, TOKENIZER, endless(), max_tokens=100, per_residue=True
+    )
+    for number in range(6):
+        next(stream)
+        assert taken <= number + 3
+
+
+def test_the_examples_of_the_documentation_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta = random_fasta(tmp_path / "records.fasta", [30, 40, 20] * 10)
+    embed_file(run, fasta, tmp_path / "records.npz")
+    embed_file(run, fasta, tmp_path / "residues.npz", "--per-residue")
+    rows = "".join(f"r{i}\t{'ab'[i % 2]}\n" for i in range(30))
+    (tmp_path / "labels.tsv").write_text("id\tlabel\n" + rows)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        assert "umap" not in code
+        names: dict[str, object] = {}
+        exec(code, names)
+    assert names["vectors"].shape == (20, 8)  # type: ignore[attr-defined]
