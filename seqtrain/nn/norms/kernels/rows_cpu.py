@@ -82,7 +82,7 @@ class Rows(NamedTuple):
 
 
 class _Normalize(torch.autograd.Function):
-    """Batch norm of rows by the statistics that come with it, which are those of its real rows."""
+    """Batch norm of ``(..., C)`` by the statistics that come with it, those of its real rows."""
 
     @staticmethod
     def forward(
@@ -103,10 +103,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, mask, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():
-            statistics = _as_tensors(ctx.statistics, len(ctx.rows.places))
+            statistics = _as_tensors(ctx.statistics, len(ctx.rows.places), input.ndim)
             firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
             return *firsts, None, None, None
-        x, dy = _array(input), _array(grad.contiguous())
+        x, dy = _matrix(input), _matrix(grad.contiguous())
         sums, factors = ctx.rows.gradient_sums(x, dy, _factor(weight, x, 1), ctx.statistics)
         of_weight, of_bias = (
             None if p is None else torch.from_numpy(total).to(p.dtype)
@@ -115,21 +115,26 @@ class _Normalize(torch.autograd.Function):
         of_input = None
         if ctx.needs_input_grad[0]:
             of_input = torch.empty_like(input)
-            ctx.rows.gradient(x, dy, factors, of_input.numpy())
+            ctx.rows.gradient(x, dy, factors, _matrix(of_input))
         return of_input, None, of_weight, of_bias, None, None, None
 
 
-def _as_tensors(statistics: Array, size: int) -> Statistics:
+def _as_tensors(statistics: Array, size: int, ndim: int) -> Statistics:
     """The same for the plain form."""
     mean, _, invstd = torch.from_numpy(statistics)
     share = torch.full_like(mean, 1 / size)
-    return Statistics(mean, invstd, share, share, (0,))
+    return Statistics(mean, invstd, share, share, tuple(range(ndim - 1)))
 
 
 def _transform(input: Tensor, rows: Rows, factors: Array) -> Tensor:
     out = torch.empty_like(input)
-    rows.transform(_array(input), factors, out.numpy())
+    rows.transform(_matrix(input), factors, _matrix(out))
     return out
+
+
+def _matrix(values: Tensor) -> Array:
+    """Contiguous values as ``(N, C)``, without a copy and unseen by autograd."""
+    return _array(values).reshape(-1, values.shape[-1])
 
 
 def _array(values: Tensor) -> Array:
@@ -180,31 +185,32 @@ def batch_norm(
             return None
     elif torch.is_grad_enabled() and any(t.requires_grad for t in (input, *vectors)):
         return None
-    moved = input.movedim(channel_dim, -1)
-    everything = moved.reshape(-1, channels).contiguous()
-    rows, x = Rows(places, min(max(TILE // channels, 8), 256)), _array(everything)
+    channels_last = channel_dim % input.ndim == input.ndim - 1
+    if not channels_last:
+        input, mask = (t.movedim(channel_dim, -1) for t in (input, mask))
+    input = input.contiguous()
+    rows, x = Rows(places, min(max(TILE // channels, 8), 256)), _matrix(input)
     scale, shift = _factor(weight, x, 1), _factor(bias, x, 0)
     if training:
         statistics, factors = rows.moments(x, eps, scale, shift)
         if running is not None:
             _move(running, statistics, len(places), momentum)
-        flat = mask.reshape(-1, 1)
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            everything, flat, weight, bias, rows, statistics, factors
+            input, mask, weight, bias, rows, statistics, factors
         )
     else:
         assert running is not None, "evaluation has running statistics"
-        out = _transform(everything, rows, _settled(running, eps, scale, shift))
-    return out.view(moved.shape).movedim(-1, channel_dim)
+        out = _transform(input, rows, _settled(running, eps, scale, shift))
+    return out if channels_last else out.movedim(-1, channel_dim)
 
 
-@torch.no_grad()
 def _move(running: RunningStatistics, statistics: Array, size: int, momentum: float | None) -> None:
     """``running.update``, which takes twenty operations, in three where nothing is special."""
     plain = running.mean.dtype == running.var.dtype == torch.float32
     if momentum is None or running.weight is not None or not plain:
         mean, m2 = torch.from_numpy(statistics[:2])
-        running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
+        with torch.no_grad():
+            running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
         return
     running.mean.lerp_(torch.from_numpy(statistics[0]).float(), momentum)
     running.var.lerp_(torch.from_numpy(statistics[1] / max(size - 1, 1)).float(), momentum)
