@@ -17,6 +17,7 @@ from tiny_runs import random_fasta, tiny_run
 from seqtrain import TrainedModel, load_model
 from seqtrain.data.fasta import read_fasta
 from seqtrain.errors import ConfigError, FastaError
+from seqtrain.training.calibration import Calibration
 
 SEQUENCES = ["MKV", "ACDEFGHIKL", "W", "MKVLAAGWMKVLAAGW"]
 
@@ -137,3 +138,68 @@ def test_layers_count_from_the_embedding(encoder: str, tmp_path: Path) -> None:
     assert np.allclose(last, model.embed(["MKV"])) == (encoder == "cnn")
     with pytest.raises(ConfigError, match="expected -1"):
         model.embed(["MKV"], layer=len(parts.blocks) + 1)
+
+
+def calibrated_run(folder: Path, encoder: str) -> Path:
+    run = tiny_run(folder, encoder=encoder)
+    (run / "calibration.json").write_text(Calibration((2.0,), "valid", 9, 0.2, 0.1).to_json())
+    return run
+
+
+def test_a_list_of_runs_is_an_ensemble(tmp_path: Path) -> None:
+    paths = [calibrated_run(tmp_path / name, name) for name in ("cnn", "transformer")]
+    each = [load_model(path, "cpu").predict(SEQUENCES) for path in paths]
+    ensemble = load_model(paths, "cpu")
+    for together, *members in zip(ensemble.predict(SEQUENCES), *each, strict=True):
+        values = np.array([member.values for member in members])
+        assert np.allclose(together.values, values.mean(axis=0), atol=1e-6)
+        assert np.allclose(together.spread, values.std(axis=0, ddof=1), atol=1e-6)
+        assert np.allclose(together.members, values, atol=1e-6)
+        assert together.probabilities is not None
+        assert together.probabilities["b"] == pytest.approx(values[:, 1].mean(), abs=1e-6)
+    assert each[0][0].spread is None
+    assert each[0][0].members == ()
+    assert ensemble.calibration == "2 of 2 models calibrated by temperature scaling"
+    for asked in (lambda: ensemble.module, lambda: ensemble.embed(["MKV"])):
+        with pytest.raises(ConfigError, match="an ensemble has several modules"):
+            asked()
+    with pytest.raises(ConfigError, match="expected at least one run"):
+        load_model([])
+    with pytest.raises(ConfigError, match="cannot answer together"):
+        load_model([paths[0], tiny_run(tmp_path / "other", "regression")], "cpu")
+
+
+def test_probabilities_are_calibrated_unless_told_otherwise(tmp_path: Path) -> None:
+    path = calibrated_run(tmp_path / "run", "cnn")
+    calibrated, plain = load_model(path, "cpu"), load_model(path, "cpu", calibrated=False)
+    assert "T = 2" in calibrated.calibration
+    assert plain.calibration == "uncalibrated"
+    for soft, sharp in zip(calibrated.predict(SEQUENCES), plain.predict(SEQUENCES), strict=True):
+        assert soft.values is not None
+        assert sharp.values is not None
+        square = soft.values**2
+        assert np.allclose(sharp.values, square / square.sum(), atol=1e-5)
+        assert soft.prediction == sharp.prediction
+
+
+def test_long_sequences_are_read_in_windows_and_warned_of(model: TrainedModel) -> None:
+    text = "ACDEFGHIKLMNPQRSTVWY" * 5
+    (whole,) = model.predict([text])
+    (found,) = model.predict([text], window=40, overlap=10)
+    parts = [answer.values for answer in model.predict([text[:40], text[30:70], text[60:]])]
+    assert found.values is not None
+    assert np.allclose(found.values, np.mean(parts, axis=0), rtol=1e-4, atol=0)
+    assert not np.allclose(found.values, whole.values, rtol=1e-2, atol=0)
+    assert found.warnings == ("length",)  # the tiny runs were trained on 4 to 90 residues
+    assert model.predict(["MKVLA"])[0].warnings == ()
+    with pytest.raises(ConfigError, match="no --window"):
+        model.predict([text], overlap=3)
+
+
+@pytest.mark.slow
+def test_the_types_are_those_that_a_user_sees() -> None:
+    """``reveal_type`` as a test: in seconds where mypy has checked the package before."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "mypy", "tests/typed_api.py"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
