@@ -6,6 +6,9 @@ compiler. That each kernel compiles for a GPU, and how it reads memory, is a tes
 
 import copy
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,7 +138,7 @@ def moments(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return norm.running_mean.cpu().double(), norm.running_var.cpu().double()
 
 
-@pytest.mark.parametrize("mean", [1e2, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("mean", [1e2, 1e5])
 def test_a_large_mean_costs_no_digit_of_the_variance(mean: float) -> None:
     """Oracle 12, over several splits and sequences that differ in their means."""
     x, mask, _ = batch(0, (6, 300, 5), "ragged", mean=mean)
@@ -155,7 +158,7 @@ def test_a_first_tile_far_from_the_rest_costs_few_digits() -> None:
     torch.testing.assert_close(var, rows.var(0), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_run_to_run(dtype: torch.dtype) -> None:
     x, mask, grad = batch(1, (2, 200, 20), "ragged", dtype)
 
@@ -275,8 +278,7 @@ def test_a_real_nan_goes_through_the_activation() -> None:
     assert out[..., 1].isnan().all()
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize(("training", "relu"), [(True, True), (False, False)])
 def test_first_and_second_derivatives(training: bool, relu: bool) -> None:
     """Oracle 3; the second is that of the plain form."""
     x, mask, _ = batch(4, (2, 4, 2), "ragged", torch.float64)
@@ -293,7 +295,7 @@ def test_first_and_second_derivatives(training: bool, relu: bool) -> None:
     assert torch.autograd.gradgradcheck(norm, (x, weight, bias), fast_mode=True)
 
 
-@pytest.mark.parametrize("needing", [[0], [1], [2], [0, 2], [1, 2]])
+@pytest.mark.parametrize("needing", [[0], [1, 2]])
 @pytest.mark.parametrize("training", [True, False])
 def test_only_the_gradients_that_are_asked_for(needing: list[int], training: bool) -> None:
     x, mask, grad = batch(5, (2, 9, 3), "right")
@@ -313,3 +315,226 @@ def test_only_the_gradients_that_are_asked_for(needing: list[int], training: boo
             assert torch.equal(results[0][at], results[1][at])
         else:
             assert results[1][at] is None
+
+
+class Reads:
+    """Counts what the interpreted kernels load from a tensor."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.start = values.data_ptr()
+        self.end = self.start + values.numel() * values.element_size()
+        self.tiles = 0
+        self.elements = 0
+
+    def see(self, pointers: Any, mask: Any) -> None:
+        inside = (pointers >= self.start) & (pointers < self.end) & mask
+        self.tiles += int(inside.any())
+        self.elements += int(inside.sum())
+
+
+def watch(patch: pytest.MonkeyPatch, *watched: Tensor) -> list[Reads]:
+    from triton.runtime.interpreter import interpreter_builder
+
+    load = interpreter_builder.create_masked_load
+    counts = [Reads(values) for values in watched]
+
+    def counted_load(pointers: Any, mask: Any, *rest: Any) -> Any:
+        for reads in counts:
+            reads.see(pointers.data, mask.data)
+        return load(pointers, mask, *rest)
+
+    patch.setattr(interpreter_builder, "create_masked_load", counted_load)
+    return counts
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="loads are counted by the interpreter")
+@pytest.mark.parametrize("kind", ["right", "none real", "ragged"])
+def test_only_tiles_with_real_positions_are_loaded_and_of_them_only_those(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2ρ + 1 passes forward and 4ρ + 1 backward: the 1 is what is written."""
+    x, mask, grad = batch(6, (4, 150, 20), kind)
+    tiles = nn.functional.pad(mask.flatten(), (0, -mask.numel() % 128)).view(-1, 128).any(1).sum()
+    norm = MaskedBatchNorm1d(20, channel_dim=-1)
+    leaf = x.requires_grad_()
+    with monkeypatch.context() as patch:
+        reads, of_grad = watch(patch, leaf, grad)
+        out = norm(leaf, mask)
+        assert (reads.tiles, reads.elements) == (2 * tiles, 2 * mask.sum() * 20)
+        out.backward(grad)
+        assert (reads.tiles, reads.elements) == (4 * tiles, 4 * mask.sum() * 20)
+        assert (of_grad.tiles, of_grad.elements) == (2 * tiles, 2 * mask.sum() * 20)
+
+
+@given(st.integers(0, 5), st.integers(0, 5000), st.integers(1, 2048), st.booleans(), st.booleans())
+def test_a_pass_has_tiles_for_all_and_programs_for_no_more_than_it_has(
+    sequences: int, length: int, channels: int, transposed: bool, alone: bool
+) -> None:
+    from seqtrain.nn.norms.kernels import triton_ops
+
+    x = torch.empty(sequences, length, channels, device="meta")
+    if transposed:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    cut = triton_ops.plan_pass(x[:1] if alone else x)
+    held = cut.tiles // cut.tiles_per_sequence * cut.length if cut.tiles else 0
+    assert held == (min(sequences, 1) if alone else sequences) * length
+    assert cut.tiles_per_sequence * cut.tile_length >= cut.length
+    assert cut.grid[0] * cut.block >= channels
+    assert cut.block * cut.tile_length <= triton_ops.TILE
+    assert 1 <= cut.splits <= max(1, cut.tiles)
+    assert cut.splits * cut.grid[0] <= triton_ops.PROGRAMS
+
+
+@pytest.mark.parametrize("kind", ["none real", "ragged"])
+def test_every_element_is_written(kind: str, request: pytest.FixtureRequest) -> None:
+    x, mask, grad = batch(7, (2, 130, 20), kind)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    # New memory is then filled with NaN.
+    torch.use_deterministic_algorithms(True)
+    leaf = x.requires_grad_()
+    out = MaskedBatchNorm1d(20, channel_dim=-1, device=DEVICE)(leaf, mask)
+    out.backward(grad)
+    assert out.isfinite().all()
+    assert leaf.grad.isfinite().all()
+
+
+def test_torch_finds_the_operators_as_they_say() -> None:
+    """Schemas, shapes and strides without data, and derivatives under tracing."""
+    from seqtrain.nn.norms.kernels import triton_ops as ops
+
+    x, mask, grad = batch(8, (2, 9, 5), "ragged")
+    x, grad = (t.nan_to_num(0, 0, 0) for t in (x, grad))
+    ones, share = torch.ones(5, device=DEVICE), torch.full((1,), 0.1, device=DEVICE)
+    sums = torch.ones(2, 5, device=DEVICE)
+    count = torch.tensor(1, device=DEVICE)
+    y = laid_out(x, "gaps")
+    buffers = [ones.clone(), ones.clone(), ones.clone()]
+    leaves = [t.detach().requires_grad_() for t in (y, ones.clone(), ones.clone(), x)]
+    of_norm = (mask, ones, ones.clone())
+    for operator, arguments in (
+        (ops.batch_statistics, (y, mask, *buffers, count, None, 1e-5, 2)),
+        (ops.batch_statistics, (x, mask, None, None, None, None, 0.1, 1e-5, 2)),
+        (ops.normalize, (leaves[0], *of_norm, share, *leaves[1:], True)),
+        (ops.gradient_sums, (y, grad, *of_norm, ones.clone(), None, False)),
+        (ops.input_gradient, (y, grad, *of_norm, share, None, ones.clone(), sums, True)),
+    ):
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.fixture
+def traceable(unchecked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package without shape checks, its norms by the kernels."""
+    from seqtrain.nn.norms.kernels import choice, triton_norm
+
+    monkeypatch.setattr(choice, "KERNELS", {DEVICE: triton_norm.batch_norm})
+    monkeypatch.setattr(triton_norm, "usable", lambda device: True)
+
+
+@pytest.mark.usefixtures("traceable")
+def test_compiled_whole_it_trains_and_evaluates_as_in_eager_mode() -> None:
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    from seqtrain.nn.norms import MaskedBatchNorm1d
+
+    seen: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, _: object) -> Any:
+        seen.extend(str(node.target) for node in module.graph.nodes)
+        return make_boxed_func(module.forward)
+
+    eager = MaskedBatchNorm1d(4, channel_dim=-1, device=DEVICE)
+    traced = copy.deepcopy(eager)
+    compiled = torch.compile(
+        traced, fullgraph=True, backend=aot_autograd(fw_compiler=backend), dynamic=True
+    )
+    for step, shape in enumerate([(3, 5, 4), (4, 7, 4)]):
+        x, mask, grad = batch(step, shape, "ragged")
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, expected = compiled(a, mask), eager(b, mask)
+        out.backward(grad)
+        expected.backward(grad)
+        assert torch.equal(out, expected)
+        assert torch.equal(a.grad, b.grad)
+    for name in ("normalize", "normalize_sums", "normalize_gradient"):
+        assert f"seqtrain.masked_{name}.default" in seen
+    for ours, theirs in zip(traced.state_dict().values(), eager.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(compiled.eval()(x, mask), eager.eval()(x, mask))
+
+
+@pytest.mark.usefixtures("traceable")
+@pytest.mark.parametrize("training", [True, False])
+def test_exported_with_any_batch_and_length_it_can_still_be_trained(training: bool) -> None:
+    from seqtrain.nn.norms import MaskedBatchNorm1d
+
+    norm = MaskedBatchNorm1d(4, channel_dim=-1, device=DEVICE).train(training)
+    size, length = torch.export.Dim("B", min=2), torch.export.Dim("L", min=2)
+    program = torch.export.export(
+        norm,
+        batch(0, (3, 5, 4), "ragged")[:2],
+        dynamic_shapes=({0: size, 1: length}, {0: size, 1: length}),
+    )
+    assert "seqtrain.masked_normalize.default" in [str(n.target) for n in program.graph.nodes]
+    exported = program.module()
+    for step, shape in enumerate([(2, 9, 4), (6, 4, 4)]):
+        x, mask, grad = batch(step, shape, "ragged")
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        norm.load_state_dict(exported.state_dict())
+        out, expected = exported(a, mask), copy.deepcopy(norm)(b, mask)
+        out.backward(grad)
+        expected.backward(grad)
+        assert torch.equal(out, expected)
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_only_where_triton_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert triton_norm.usable(gpu)
+    assert not triton_norm.usable(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not triton_norm.usable(gpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not triton_norm.usable(gpu)
+
+
+@pytest.mark.parametrize("spoilt", ["float64 buffers", "no counter", "gaps"])
+def test_unusual_buffers_are_left_to_the_plain_form(spoilt: str) -> None:
+    x, mask, _ = batch(9, (2, 9, 3), "ragged")
+    mean, var = torch.zeros(2, 6, device=DEVICE)[:, :3]
+    match spoilt:
+        case "float64 buffers":
+            mean, var = mean.double(), var.double()
+        case "gaps":
+            mean, var = torch.zeros(2, 6, device=DEVICE)[:, ::2]
+    momentum = None if spoilt == "no counter" else 0.1
+    assert (
+        triton_norm.batch_norm(
+            x, mask[..., None], RunningStatistics(mean, var), None, None, True, momentum, 1e-5, 2, 2
+        )
+        is None
+    )
+    assert (mean == 0).all()
+
+
+def test_triton_stays_away_until_a_gpu_asks_for_it() -> None:
+    code = "import sys, seqtrain.nn.norms; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+KERNELS = ["moments_of_tiles", "settle", "write_normal", "gradient_sums_of_tiles", "write_gradient"]
+
+
+def test_every_kernel_compiles_for_a_gpu_and_loads_16_bytes_at_once(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("compile_for_gpu.py")
+    done = subprocess.run(
+        [sys.executable, script, "*bf16", "90", *KERNELS],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"{kernel} 128" for kernel in KERNELS]
