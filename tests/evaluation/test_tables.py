@@ -173,6 +173,18 @@ def test_unusual_names_survive_in_every_format(tmp_path: Path) -> None:
         assert float(cells["prob_[red]"]) == 0.25
 
 
+def test_only_the_first_line_is_a_comment(tmp_path: Path) -> None:
+    """An id may begin with the sign of a comment; readers skip one line, as the page says."""
+    path = tmp_path / "p.tsv"
+    names = ["#1", "a#2", "# 3"]
+    write_predictions(
+        path, [made("classification", n, 3, 0) for n in names], Table(CODECS["classification"])
+    )
+    assert [cells["id"] for cells in read(path)] == names
+    page = (Path(__file__).parents[2] / "docs" / "predict.md").read_text()
+    assert 'sep="\\t", skiprows=1, quoting=3' in page
+
+
 def test_many_rows_are_written_in_groups(tmp_path: Path) -> None:
     codec = CODECS["regression"]
     count = 8192 * 2 + 3
