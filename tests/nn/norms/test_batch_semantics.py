@@ -145,6 +145,27 @@ def test_evaluation_needs_running_statistics() -> None:
         masked_batch_norm(torch.zeros(2, 4, 3), mask)
 
 
+def test_half_of_the_running_statistics_is_none() -> None:
+    x, mask = torch.randn(2, 4, 3), torch.tensor([[True] * 3, [True, False, False]])
+    mean = torch.zeros(4)
+    out = masked_batch_norm(x, mask, running_mean=mean, training=True)
+    assert torch.equal(out, masked_batch_norm(x, mask, training=True))
+    assert not mean.any()
+    with pytest.raises(ValueError, match="needs running_mean and running_var"):
+        masked_batch_norm(x, mask, running_var=torch.ones(4))
+
+
+def test_without_mask_and_counter_the_plain_average_stays_as_in_torch() -> None:
+    norm = nn.BatchNorm1d(4, momentum=None)
+    norm.num_batches_tracked = None
+    x, mean, var = torch.randn(2, 4, 3) + 1, torch.zeros(4), torch.ones(4)
+    expected = norm(x)
+    out = masked_batch_norm(x, None, mean, var, training=True, momentum=None)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(mean, norm.running_mean)
+    assert torch.equal(var, norm.running_var)
+
+
 def test_narrow_buffers_are_refused_in_training() -> None:
     buffers = torch.zeros(4, dtype=torch.bfloat16), torch.ones(4, dtype=torch.bfloat16)
     x, mask = torch.zeros(2, 4, 3, dtype=torch.bfloat16), torch.ones(2, 3, dtype=torch.bool)

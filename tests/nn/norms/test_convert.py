@@ -324,6 +324,16 @@ def test_torchs_norms_are_set_too_and_idle_or_starved_ones_stay() -> None:
     assert model.idle.num_batches_tracked == 0
 
 
+def test_a_channel_needs_two_real_positions_for_exact_statistics() -> None:
+    x = torch.arange(12.0).view(1, 4, 3)
+    mask = torch.zeros(1, 4, 3, dtype=torch.bool)
+    mask[:, 1, :1] = mask[:, 2, :2] = mask[:, 3] = True
+    norm = MaskedBatchNorm1d(4)
+    update_bn_stats(norm, [(x, mask)], lambda norm, batch: norm(*batch))
+    assert norm.running_mean.tolist() == [0, 0, 6.5, 10]
+    assert norm.running_var.tolist() == [1, 1, 0.5, 1]
+
+
 @pytest.mark.parametrize("kind", [PlainBatchNorm, LeakyBatchNorm])
 def test_norms_that_have_their_channels_last_are_set_too(kind: type[nn.BatchNorm1d]) -> None:
     """The unmasked controls: by real positions where a mask is given, else by all."""

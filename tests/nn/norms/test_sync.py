@@ -13,6 +13,7 @@ from torch import Tensor
 from seqtrain.nn.norms import (
     MaskedBatchNorm1d,
     MaskedSyncBatchNorm,
+    batch_functional,
     masked_batch_norm,
     update_bn_stats,
 )
@@ -175,10 +176,26 @@ def test_a_group_of_one_changes_nothing(alone: dist.ProcessGroup, mask_channels:
         masked_batch_norm(whole, training=True, channel_dim=-1, group=alone),
         masked_batch_norm(whole, training=True, channel_dim=-1),
     )
-    assert MaskedSyncBatchNorm(CHANNELS).ranks() is None
     norm = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
+    assert norm.ranks() is None
     norm.ranks = lambda: alone
     update_bn_stats(norm, [(x, mask)], lambda norm, b: norm(*b))
     rows = x[mask[..., 0]]
     torch.testing.assert_close(norm.running_mean, rows.mean(0))
     torch.testing.assert_close(norm.running_var, rows.var(0))
+
+
+def test_shared_statistics_never_go_through_a_kernel_for_one_process(
+    alone: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel knows of no ranks: it would normalize by its own positions without a word."""
+
+    def kernel(*_: object) -> Tensor:
+        raise AssertionError("a kernel was asked")
+
+    monkeypatch.setattr(batch_functional, "fused_batch_norm", kernel)
+    x, mask, _ = batch("uneven", 0, 0)
+    for given in (mask, None):
+        masked_batch_norm(x, given, training=True, channel_dim=-1, group=alone)
+    with pytest.raises(AssertionError, match="a kernel was asked"):
+        masked_batch_norm(x, mask, training=True, channel_dim=-1)
