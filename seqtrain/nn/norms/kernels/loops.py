@@ -4,7 +4,8 @@ Each goes over ``x`` and its like, ``(N, C)`` and contiguous, at the positions t
 in rising order, and reads no other. The work is cut into chunks of so many entries of ``rows``, by
 their number alone: whoever does them, and when, no bit of a result depends on it. Sums run in the
 dtype of ``x`` within a tile, which stays in the cache, and in float64 from tile to tile. Four rows
-at once, because a sum that is fetched and stored for every row takes twice as long.
+at once where the tile is near, because there a sum that is fetched and stored for every row takes
+twice as long.
 
 Factors are indexed where they are used: unpacked, the compiler would not see that they lie apart.
 
@@ -161,18 +162,9 @@ def gradient_sums(
         product[k] = 0
         for begin in range(k * chunk, stop, tile):
             end = min(begin + tile, stop)
-            single = end - (end - begin) % 4
             total[:] = 0
             mixed[:] = 0
-            for i in range(begin, single, 4):
-                e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-                for c in range(C):
-                    p, q, r, s = grad[e, c], grad[f, c], grad[g, c], grad[h, c]
-                    total[c] += (p + q) + (r + s)
-                    mixed[c] += (p * (x[e, c] - centre[c]) + q * (x[f, c] - centre[c])) + (
-                        r * (x[g, c] - centre[c]) + s * (x[h, c] - centre[c])
-                    )
-            for i in range(single, end):
+            for i in range(begin, end):
                 e = rows[i]
                 for c in range(C):
                     p = grad[e, c]
