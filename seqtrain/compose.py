@@ -57,7 +57,7 @@ def load_config(
     from yaml import YAMLError
 
     _register_schema()
-    folders = _config_folders(config_dir)
+    folders = config_folders(config_dir)
     primary, extra = _resolve_name(name, folders)
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
@@ -83,7 +83,7 @@ def load_config(
     return config
 
 
-def _config_folders(config_dir: str | Path | None) -> list[Path]:
+def config_folders(config_dir: str | Path | None) -> list[Path]:
     """Where settings are looked for, in order."""
     own = [Path(config_dir)] if config_dir else []
     if own and not own[0].is_dir():
@@ -151,7 +151,7 @@ def list_configs(config_dir: str | Path | None = None) -> dict[str, list[tuple[s
     Raises:
         ConfigError: there is no such folder.
     """
-    folders = _config_folders(config_dir)
+    folders = config_folders(config_dir)
     found: dict[str, dict[str, str]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.yaml")):

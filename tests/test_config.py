@@ -17,7 +17,7 @@ CONF = package_dir("conf")
 CHOICES = [
     (path.parent.name, path.stem)
     for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name != "experiment"
+    if path.parent.name not in ("experiment", "launcher")
 ]
 EXPERIMENTS = [path.stem for path in sorted(CONF.glob("experiment/*.yaml"))]
 

@@ -65,7 +65,7 @@ def compare_norms(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="For submitit, repeatable: timeout_min=60, mem_gb=8, slurm_partition=gpu.",
+            help="Of one arm, over conf/launcher; repeatable: mem_gb=16, slurm_partition=gpu.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished arms.")] = False,
@@ -96,6 +96,7 @@ def compare_norms(
     groups = None if clusters is None else _read_clusters(clusters)
     if launcher not in ("local", "processes", "slurm"):
         raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
+    given = _resources(launcher, config_dir, resources or [])
     if budget is not None:
         num_jobs = jobs if launcher != "local" else 1
         comparison, fit, note = _fit(comparison, budget, output, num_jobs)
@@ -107,7 +108,7 @@ def compare_norms(
     for note in notes:
         _say(note, quiet)
     try:
-        results = _run(comparison, output, launcher, jobs, resources, quiet)
+        results = _run(comparison, output, launcher, jobs, given, quiet)
     except KeyboardInterrupt:
         print(
             "seqtrain: interrupted; finished arms are kept: give the same command with --resume.",
@@ -214,7 +215,7 @@ def _run(
     output: Path,
     launcher: str,
     jobs: int,
-    resources: list[str] | None,
+    resources: dict[str, Any],
     quiet: bool,
 ) -> "list[Result]":
     from seqtrain.compare.run import run_arms
@@ -227,15 +228,16 @@ def _run(
         return run_arms(comparison, output, tell)
     from seqtrain.compare.launch import launch_arms
 
-    given = _resources(resources or [])
-    return launch_arms(comparison, output, launcher, num_jobs=jobs, resources=given, tell=tell)
+    return launch_arms(comparison, output, launcher, num_jobs=jobs, resources=resources, tell=tell)
 
 
-def _resources(items: list[str]) -> dict[str, Any]:
-    """Values as YAML reads them: numbers are numbers."""
+def _resources(launcher: str, config_dir: Path | None, items: list[str]) -> dict[str, Any]:
+    """Those of ``conf/launcher``, then the given ones; values as YAML reads them."""
     import yaml
 
-    found = {}
+    from seqtrain.compare.launch import read_resources
+
+    found = {} if launcher == "local" else read_resources(launcher, config_dir)
     for item in items:
         key, equals, value = item.partition("=")
         if not equals:

@@ -7,11 +7,32 @@ from typing import Any
 
 from seqtrain.compare.plan import Comparison, check_same_start
 from seqtrain.compare.run import Result, Tell, collect, is_finished, run_arm
+from seqtrain.compose import config_folders
 from seqtrain.errors import ConfigError
 
 LAUNCHERS = ("local", "processes", "slurm")
 POLL_SECONDS = 0.5
-DEFAULTS: Mapping[str, Any] = {"timeout_min": 240, "cpus_per_task": 2, "mem_gb": 8}
+
+
+def read_resources(launcher: str, config_dir: Path | None = None) -> dict[str, Any]:
+    """What ``conf/launcher/NAME.yaml`` gives each arm, or the user's own file of that name.
+
+    Raises:
+        ConfigError: it holds something else than names and values.
+    """
+    import yaml
+
+    for folder in config_folders(config_dir):
+        path = folder / "launcher" / f"{launcher}.yaml"
+        if path.is_file():
+            break
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: expected names and values such as timeout_min: 60.")
+    return found
 
 
 def launch_arms(
@@ -20,7 +41,7 @@ def launch_arms(
     launcher: str,
     *,
     num_jobs: int = 2,
-    resources: Mapping[str, Any] | None = None,
+    resources: Mapping[str, Any],
     tell: Tell = lambda *_: None,
 ) -> list[Result]:
     """Every unfinished arm as a job; waits for all of them.
@@ -30,13 +51,13 @@ def launch_arms(
         folder: From ``open_comparison``; on SLURM one that all nodes see.
         launcher: ``processes`` or ``slurm``.
         num_jobs: Arms at the same time.
-        resources: As submitit's ``update_parameters`` takes them; added to the defaults.
+        resources: Of one arm, as submitit's ``update_parameters`` takes them.
         tell: As ``run_arms`` has it, when an arm is submitted.
 
     Raises:
         ConfigError: submitit is not installed, there is no SLURM, or it refuses the resources.
     """
-    executor = _executor(folder / "jobs", launcher, {**DEFAULTS, **(resources or {})})
+    executor = _executor(folder / "jobs", launcher, resources)
     arms = comparison.arms()
     waiting = [arm for arm in arms if not is_finished(folder, arm)]
     for seed in sorted({arm.seed for arm in waiting}):
