@@ -9,8 +9,10 @@ from tiny_runs import random_fasta, tiny_run
 from typer.testing import CliRunner
 
 from seqtrain.cli.main import app
+from seqtrain.cli.train import _remove_run
 from seqtrain.export.bundle import write_bundle
 from seqtrain.training.calibration import Calibration
+from seqtrain.training.checkpoint import RunDir
 
 
 @pytest.fixture
@@ -71,3 +73,9 @@ def test_eval_scores_the_probabilities_that_predict_gives(run: Path, tmp_path: P
     assert scores["plain"]["calibration_error"] != scores["calibrated"]["calibration_error"]
     accuracy = [found["metrics"]["accuracy"] for found in scores.values()]
     assert accuracy[0] == accuracy[1]
+
+
+def test_a_run_that_is_overwritten_leaves_no_calibration_behind(run: Path) -> None:
+    """Else the weights of an interrupted new run would be read out by the old temperature."""
+    _remove_run(RunDir(run))
+    assert not (run / "calibration.json").exists()
