@@ -490,14 +490,36 @@ def test_exported_with_any_batch_and_length_it_can_still_be_trained(training: bo
 
 def test_only_where_triton_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert triton_norm.usable(gpu)
-    assert not triton_norm.usable(torch.device("cpu"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not triton_norm.usable(gpu)
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    def usable(device: str) -> bool:
+        triton_norm._compiles_for.cache_clear()
+        return triton_norm.usable(torch.device(device))
+
+    assert usable("cuda:0")
+    assert not usable("cpu")
+    capability = (7, 5)
+    assert not usable("cuda:0")
+    capability = (9, 0)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not triton_norm.usable(gpu)
+    assert not usable("cuda:0")
+    triton_norm._compiles_for.cache_clear()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_asking_the_machine_is_no_part_of_a_traced_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqtrain.nn.norms.kernels import triton_norm
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda", 0)
+
+    def ask(x: Tensor) -> Tensor:
+        return x + 1 if triton_norm.usable(gpu) and not triton_norm.usable(x.device) else x
+
+    found = torch.compile(ask, fullgraph=True, backend="eager")(torch.zeros(2))
+    triton_norm._compiles_for.cache_clear()
+    assert (found == 1).all()
 
 
 @pytest.mark.parametrize("spoilt", ["float64 buffers", "no counter", "gaps"])

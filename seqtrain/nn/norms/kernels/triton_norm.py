@@ -4,6 +4,7 @@ Forward moves 2ρ + 1 tensors through memory and backward 4ρ + 1, where ρ is t
 positions: what is padding is never read.
 """
 
+import functools
 import importlib.util
 
 import torch
@@ -93,11 +94,18 @@ def _batch_statistics(
 
 def usable(device: torch.device) -> bool:
     """Whether Triton is installed and compiles for this device: NVIDIA's from Ampere on."""
-    return (
-        device.type == "cuda"
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
+    return device.type == "cuda" and _compiles_for(device)
+
+
+# What the machine is like is no part of a traced program. Said as by
+# torch.compiler.assume_constant_result, which would import torch's whole compiler here.
+usable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _compiles_for(device: torch.device) -> bool:
+    installed = importlib.util.find_spec("triton") is not None
+    return installed and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _by_sequence(values: Tensor, channel_dim: int) -> Tensor:
