@@ -138,6 +138,32 @@ def test_first_and_second_derivatives(
     assert gradgradcheck(norm, inputs)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["ragged", "per channel"])
+def test_the_derivative_that_can_be_differentiated_is_the_same(
+    path: str, training: bool, kind: str
+) -> None:
+    """There are two ways to it; differences of the second derivative do not compare them."""
+    generator = torch.Generator().manual_seed(0)
+    mask = make_mask("ragged", 3, 4, generator)
+    if kind == "per channel":
+        mask = torch.rand(3, 4, 2, generator=generator) < 0.6
+    shapes = (3, 4, 2), (2,), (2,)
+    x, weight, bias = (
+        torch.randn(s, generator=generator, dtype=torch.float64, requires_grad=True) for s in shapes
+    )
+    grad = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
+    buffers = torch.tensor([1.0, -1.0]).double(), torch.tensor([2.0, 0.5]).double()
+    for wanted in ((x, weight, bias), (x, bias), (weight,)):
+        given = [t if any(t is w for w in wanted) else t.detach() for t in (x, weight, bias)]
+        statistics = (None, None) if training else buffers
+        out = masked_batch_norm(given[0], mask, *statistics, *given[1:], training, channel_dim=-1)
+        once = torch.autograd.grad(out, wanted, grad, retain_graph=True)
+        again = torch.autograd.grad(out, wanted, grad, create_graph=True)
+        for a, b in zip(once, again, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_channels_with_too_few_positions_have_derivatives_too() -> None:
     mask = torch.ones(2, 3, 3, dtype=torch.bool)
     mask[:, :, 1] = False

@@ -18,6 +18,12 @@ from seqtrain.nn.norms import (
     NaiveMaskedComplexBatchNorm1d,
     NaiveMaskedComplexBatchNorm2d,
 )
+from seqtrain.nn.norms.complex import (
+    MaskedComplexBatchNorm,
+    Symmetric,
+    complex_moments,
+    inverse_square_root,
+)
 
 
 def example(dtype: torch.dtype = torch.complex128) -> tuple[Tensor, Tensor]:
@@ -162,6 +168,45 @@ def test_too_few_positions_and_masks_of_single_channels() -> None:
     assert not norm.running_mean.any()
 
 
+@pytest.mark.parametrize("min_count", [1, 2, 3])
+def test_every_count_from_none_up(min_count: int) -> None:
+    """Channel c has c real positions."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 6, dtype=torch.complex128, requires_grad=True)
+    mask = torch.arange(6) < torch.arange(5)[None, :, None]
+    norm = MaskedComplexBatchNorm1d(5, momentum=1.0, min_count=min_count, dtype=x.dtype)
+    settled = copy.deepcopy(norm).eval()(x, mask)
+    out = norm(x, mask)
+    out.abs().square().sum().backward()
+    assert x.grad.isfinite().all()
+    for c in range(5):
+        if c < min_count:
+            assert torch.equal(out[0, c], settled[0, c])
+            assert norm.running_mean[c] == 0
+            assert norm.running_covar[c].tolist() == [0.5, 0.5, 0]
+            continue
+        real = x[0, c, :c].detach().numpy()
+        (rr, ri), (_, ii) = np.cov(real.real, real.imag) if c > 1 else np.zeros((2, 2))
+        assert norm.running_mean[c].item() == pytest.approx(real.mean())
+        np.testing.assert_allclose(norm.running_covar[c].numpy(), [rr, ii, ri], atol=1e-12)
+        torch.testing.assert_close(out[0, c].sum().abs(), torch.zeros(()).double())
+
+
+def test_what_has_no_inverse_root_gets_zeros() -> None:
+    nothing = Symmetric(*torch.zeros(3, 1))
+    assert all(entry.item() == 0 for entry in inverse_square_root(nothing, 0.0))
+
+
+def test_a_rough_first_mean_is_corrected_by_the_second_pass() -> None:
+    """The mean of 1e8, 1e8 + 8 and so on is no number of float32: the deviations from it are."""
+    real = torch.tensor([1e8, 1e8 + 8, 1e8 + 16, 1e8 + 16])
+    imag = torch.tensor([1e8, 1e8 + 16, 1e8, 1e8 + 8])
+    _, _, m2 = complex_moments(torch.complex(real, imag)[:, None], None, 1)
+    exact = 3 * np.cov(real.double().numpy(), imag.double().numpy())
+    found = [entry.item() for entry in m2]
+    np.testing.assert_allclose(found, [exact[0, 0], exact[1, 1], exact[0, 1]], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "channel_dim"),
     [
@@ -187,9 +232,8 @@ def test_every_rank_and_no_mask(kind: type, shape: tuple[int, ...], channel_dim:
 
 
 def test_the_base_takes_any_rank_from_two() -> None:
-    from seqtrain.nn.norms.complex import MaskedComplexBatchNorm
-
     norm = MaskedComplexBatchNorm(2)
+    assert norm(torch.randn(5, 2, dtype=torch.complex64)).shape == (5, 2)
     assert norm(torch.randn(2, 2, 3, 2, 2, dtype=torch.complex64)).shape == (2, 2, 3, 2, 2)
     with pytest.raises(ValueError, match="at least 2D"):
         norm(torch.zeros(2, dtype=torch.complex64))

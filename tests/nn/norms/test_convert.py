@@ -173,6 +173,16 @@ def test_subclasses_are_left_and_named() -> None:
         convert_masked_sync_batchnorm(nn.Sequential(MaskedBatchRenorm1d(4)))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_the_warning_points_at_the_conversion() -> None:
+    from seqtrain.nn import norms
+
+    for convert in (norms.convert_masked_batchnorm, norms.convert_masked_sync_batchnorm):
+        with pytest.warns(UserWarning, match="left as they are") as found:
+            convert(nn.Sequential(Special(4)))
+        assert found[0].filename == __file__
+
+
 def test_channels_last_cannot_be_torchs() -> None:
     with pytest.raises(ValueError, match="channels at dimension 1"):
         revert_masked_batchnorm(nn.Sequential(MaskedBatchNorm1d(4, channel_dim=-1)))
@@ -279,6 +289,7 @@ def test_exact_statistics_are_what_each_norm_receives(size: int) -> None:
         rows = received(model, norm, whole)
         torch.testing.assert_close(norm.running_mean, rows.mean(0), rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(norm.running_var, rows.var(0), rtol=1e-12, atol=1e-12)
+        assert not norm.running_mean.requires_grad
         assert norm.num_batches_tracked == len(batches)
         assert norm.running_weight.tolist() == [len(rows) / len(batches)] * 4
 

@@ -25,6 +25,7 @@ from seqtrain.nn.norms import (
     convert_masked_batchnorm,
     convert_masked_sync_batchnorm,
     masked_norm,
+    revert_masked_batchnorm,
     update_bn_stats,
 )
 
@@ -128,6 +129,7 @@ class TestTheMaskedNormPackage:
             out = MaskedNorm(batched, correction=1)(x)
             expected = (x - x.mean(dim, keepdim=True)) / x.std(dim, keepdim=True)
             torch.testing.assert_close(out, expected)
+            assert not MaskedNorm(batched).state_dict()
 
     def test_kept_constant_selections_unaltered(self) -> None:
         x = torch.tensor([[0.1, 0.1, 0.1], [1.0, 2.0, 3.0]])
@@ -307,6 +309,18 @@ class TestTorchsBatchNorms:
 
         assert isinstance(MaskedBatchNorm1d(3), nn.BatchNorm1d)
         assert isinstance(MaskedSyncBatchNorm(3), _BatchNorm)
+
+    def test_kept_conversion_both_ways(self) -> None:
+        """Masked, synced and back, around the same parameters and buffers."""
+        model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3))
+        weight, mean = model[1].weight, model[1].running_mean
+        assert type(convert_masked_batchnorm(model)[1]) is MaskedBatchNorm1d
+        synced = convert_masked_sync_batchnorm(copy.deepcopy(model))[1]
+        assert type(synced) is MaskedSyncBatchNorm  # uneven and zero counts: test_sync.py
+        assert type(revert_masked_batchnorm(synced)) is nn.SyncBatchNorm
+        assert type(revert_masked_batchnorm(model)[1]) is nn.BatchNorm1d
+        assert model[1].weight is weight
+        assert model[1].running_mean is mean
 
     def test_kept_fusion_with_a_convolution(self) -> None:
         conv, norm = nn.Conv1d(2, 3, 3).eval(), MaskedBatchNorm1d(3).eval()

@@ -133,6 +133,19 @@ def test_merged_moments_keep_a_large_mean() -> None:
     assert not empty.variance(1).any()
 
 
+def test_a_rough_merged_mean_is_corrected() -> None:
+    """Products of counts and means round by more than float32 tells the means apart."""
+    torch.manual_seed(0)
+    counts = torch.randint(1, 1000, (5, 200))
+    means = 1e5 + 100 * torch.rand(5, 200)
+    merged = merge_moments(Moments(counts, means, torch.zeros(5, 200)))
+    exact = (counts * means.double()).sum(0) / counts.sum(0)
+    step = torch.finfo(torch.float32).eps * 1e5
+    assert ((merged.mean.double() - exact).abs() < 0.8 * step).all()
+    rough = (counts * means).sum(0) / counts.sum(0)
+    assert ((rough.double() - exact).abs() > 0.8 * step).any()
+
+
 def test_alone_it_is_the_masked_batch_norm() -> None:
     x, mask, _ = batch("uneven", 0, 0)
     sync = MaskedSyncBatchNorm(CHANNELS, channel_dim=-1).double()
