@@ -68,12 +68,6 @@ def masked_batch_norm(
     if running is None and not training:
         raise ValueError("training=False needs running_mean and running_var")
     mask = place_mask(mask, input, channel_dim)
-    if mask is not None and group is None:
-        fused = fused_batch_norm(
-            input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count
-        )
-        if fused is not None:
-            return fused
 
     def norm(input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
         statistics = _statistics(
@@ -81,6 +75,12 @@ def masked_batch_norm(
         )
         return standardize(input, mask, statistics, weight, bias, channel_dim)
 
+    if mask is not None and group is None:
+        fused = fused_batch_norm(
+            input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count
+        )
+        if fused is not None:
+            return fused
     return over_real_rows(norm, input, mask, channel_dim)
 
 
