@@ -42,7 +42,8 @@ class Prediction:
     """float32: probabilities ``(K,)``, one value ``()``, or with residues in front
     of these ``(L, K)`` and ``(L,)``; None unless ok."""
     kept: np.ndarray | None
-    """Bool, one per letter of the record: False where it was dropped (gaps, stops)."""
+    """Bool, one per letter of the record: False where it was dropped (gaps, stops). Of residue
+    tasks alone."""
     members: tuple[np.ndarray, ...] = ()
     """What each model of an ensemble says; ``values`` is their mean. Empty for a single one."""
     warnings: tuple[str, ...] = ()
@@ -118,20 +119,20 @@ class Predictor:
     def _chunk(self, read: list[Record | Reject], tokens: list[np.ndarray]) -> Iterator[Prediction]:
         said = [self._values(model, tokens) for model in self.models]
         warnings = self.trained_on.warnings(tokens, self.tokenizer) if self.trained_on else None
+        by_letter = is_residue(self.codec.task)
         number = 0
         for entry in read:
             if isinstance(entry, Reject):
                 yield Prediction(entry.id, 0, entry.reason, None, None)
                 continue
-            members = [values[number] for values in said]
-            mean = np.asarray(np.mean(members, axis=0, dtype=np.float32))
+            members = tuple(values[number] for values in said)
             yield Prediction(
                 entry.id,
                 len(tokens[number]),
                 "ok",
-                members[0] if len(members) == 1 else mean,
-                self.tokenizer.keep(entry.sequence),
-                tuple(members) if len(members) > 1 else (),
+                members[0] if len(members) == 1 else _mean(members),
+                self.tokenizer.keep(entry.sequence) if by_letter else None,
+                members if len(members) > 1 else (),
                 warnings[number] if warnings else (),
             )
             number += 1
@@ -169,6 +170,10 @@ class Predictor:
         if len(parts) == 1:
             return np.asarray(parts[0][0])
         return np.asarray(np.concatenate(parts).mean(axis=0, dtype=np.float32))
+
+
+def _mean(members: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.mean(members, axis=0, dtype=np.float32))
 
 
 def check_ensemble(members: Mapping[str, LoadedRun]) -> None:
