@@ -25,6 +25,7 @@ CASES = {
     "too little altogether": [[[1], [0]], [[0], [1]], [[0], [0]]],
     "nothing at all": [[[0], [0]], [[0], [0]], [[0], [0]]],
 }
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPTIONS = {"plain": {}, "average": {"momentum": None}, "tokens": {"stat_weighting": "tokens"}}
 
 
@@ -94,6 +95,10 @@ def main(rank: int, world_size: int, backend: str, folder: Path) -> None:
         for name, options in OPTIONS.items():
             results = run(fresh(**options), [own(case, step) for step in (0, 1)])
             found[case, name] = {key: value.cpu() for key, value in results.items()}
+    for dtype in DTYPES:
+        x, mask, grad = own("uneven", 0)
+        results = run(fresh().to(dtype), [(x.to(dtype), mask, grad.to(dtype))])
+        found[dtype] = {key: value.cpu() for key, value in results.items()}
     norm = fresh()
     norm(torch.randn(2, 4, CHANNELS, dtype=torch.float64, device=device) + rank)
     found["no mask"] = norm.running_mean.cpu()

@@ -20,7 +20,7 @@ from seqtrain.nn.norms import (
 from seqtrain.nn.norms.moments import Moments, merge_moments
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sync_rank import CASES, CHANNELS, OPTIONS, batch, run
+from sync_rank import CASES, CHANNELS, DTYPES, OPTIONS, batch, run
 
 
 @pytest.fixture(
@@ -74,6 +74,30 @@ def test_ranks_equal_the_pooled_batch(ranks: list[dict], case: str, option: str)
             together = parts[0]
         assert together.isfinite().all()
         torch.testing.assert_close(together, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ranks_equal_the_pooled_batch_in_every_dtype(ranks: list[dict], dtype: torch.dtype) -> None:
+    """Against float64 over the same rounded values, and parameters."""
+    norm = MaskedBatchNorm1d(CHANNELS, channel_dim=-1).to(dtype)
+    (x, mask, grad), _ = pooled_steps("uneven", len(ranks))
+    torch.manual_seed(0)
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    exact = norm.double()
+    leaf = x.to(dtype).double().requires_grad_()
+    out = exact(leaf, mask)
+    out.backward(grad.to(dtype).double())
+    step = torch.finfo(dtype).eps
+    for name, expected in (("out 0", out), ("dx 0", leaf.grad)):
+        together = torch.cat([found[dtype][name] for found in ranks])
+        assert together.dtype == dtype
+        torch.testing.assert_close(together.double(), expected, rtol=4 * step, atol=4 * step)
+    for found in ranks:
+        assert found[dtype]["running_var 0"].dtype == torch.float32
+        torch.testing.assert_close(
+            found[dtype]["running_mean 0"].double(), exact.running_mean, rtol=1e-6, atol=1e-6
+        )
 
 
 def test_averaging_the_means_of_ranks_would_be_wrong(ranks: list[dict]) -> None:
