@@ -372,6 +372,8 @@ class TrainerConfig:
     ``auto``: bfloat16 where a GPU computes it, else float32."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``."""
+    compile: bool = False
+    """Compile the encoder's blocks by torch.compile: takes a minute and needs a CUDA device."""
     num_threads: int = 0
     """CPU threads; 0: torch's own choice."""
     seed: int = 0

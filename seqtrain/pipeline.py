@@ -38,6 +38,7 @@ from seqtrain.training.checkpoint import (
 from seqtrain.training.device import (
     choose_device,
     choose_training_precision,
+    compile_blocks,
 )
 from seqtrain.training.events import Observer
 from seqtrain.training.losses import class_weights_from_counts
@@ -197,6 +198,8 @@ def build_trainer(plan: Plan, run: RunDir) -> Trainer:
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     model = build_model(config, data.tokenizer, data.codec).to(device)
+    if settings.compile:
+        compile_blocks(model, device)
     assert settings.max_epochs is not None
     assert settings.patience is not None
     assert settings.monitor is not None

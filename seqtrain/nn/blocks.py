@@ -7,6 +7,7 @@ but the leaky batch norm leaves exact zeros.
 """
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -201,7 +202,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
             return _attend_masked(q, k, v, layout.mask)
         return _attend_each_row(q, k, v, layout.spans)
     if layout.spans is None:
-        return _attend_in_grids(q, k, v, layout)
+        form = _attend_by_flash if _has_flash(q) else _attend_in_grids
+        return form(q, k, v, layout)
     # One sequence after the other: no work on padding, no mask to read. Faster on a CPU.
     sizes = [length for _, _, length in layout.spans]
     parts = zip(*(x.split(sizes, dim=1) for x in (q, k, v)), strict=True)
@@ -239,6 +241,31 @@ def _attend_in_grids(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         gathered.append(grid.unpad(_attend_masked(q, k, v, grid.mask).flatten(2)))
     out: Tensor = torch.cat(gathered)[None].unflatten(2, heads)
     return out
+
+
+def _has_flash(x: Tensor) -> bool:
+    """Whether torch's attention for sequences end to end computes this."""
+    return (
+        x.device.type == "cuda"
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.shape[-1] % 8 == 0
+        and x.shape[-1] <= 256
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and find_spec("torch.nn.attention.varlen") is not None
+    )
+
+
+def _attend_by_flash(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """FlashAttention over sequences end to end (Dao 2023, arXiv:2307.08691)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert layout.ends is not None, "only a packed batch has sequences side by side"
+    bounds = F.pad(layout.ends, (1, 0)).int()
+    q, k, v = (x.squeeze(0) for x in (q, k, v))
+    # In one piece, so that a sequence's result does not depend on the longest of its batch.
+    out = varlen_attn(q, k, v, bounds, bounds, layout.longest, layout.longest, num_splits=1)
+    assert isinstance(out, Tensor)
+    return out[None]
 
 
 class TransformerBlock(nn.Module):

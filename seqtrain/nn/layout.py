@@ -112,6 +112,8 @@ class Layout(NamedTuple):
     """Packed: int64 ``(R,)``, the number of the sequence that each residue belongs to."""
     ends: Tensor | None = None
     """Packed: int64 ``(S,)``, where each sequence ends among the residues."""
+    longest: int = 0
+    """Packed: residues of the longest sequence."""
     grids: tuple[Grid, ...] | None = None
     """Packed: all sequences, in order."""
 
@@ -180,31 +182,41 @@ def padded_layout(lengths: Tensor, width: int, device: torch.device | None = Non
 def packed_layout(lengths: Tensor, device: torch.device) -> Layout:
     """All sequences end to end in one row.
 
+    All is worked out from the lengths, those on the host where a size is wanted and their copy on
+    the device otherwise: nothing waits for a GPU.
+
     Args:
         lengths: Int64 ``(S,)``, on the host. Grids have least padding if they are sorted.
         device: Where the tokens are.
     """
     sizes = lengths.tolist()
     starts = [0, *accumulate(sizes)]
-    sequences = torch.repeat_interleave(torch.arange(len(sizes)), lengths)
-    positions = torch.arange(starts[-1]) - torch.tensor(starts)[sequences]
-    is_cpu = device.type == "cpu"
+    if device.type == "cuda":
+        lengths = lengths.pin_memory()
+    lengths = lengths.to(device, non_blocking=True)
+    numbers = torch.arange(len(sizes), device=device)
+    sequences = torch.repeat_interleave(numbers, lengths, output_size=starts[-1])
+    ends = lengths.cumsum(0)
+    positions = torch.arange(starts[-1], device=device) - (ends - lengths)[sequences]
     spans = tuple((0, start, size) for start, size in zip(starts, sizes, strict=False) if size)
-    grids = tuple(_grid(lengths[a:b], device) for a, b in _neighbours(sizes))
+    grids = []
+    for a, b in _neighbours(sizes):
+        own = slice(starts[a], starts[b])
+        width = max(sizes[a:b], default=0)
+        mask = lengths_to_mask(lengths[a:b], width)
+        real = (sequences[own] - a) * width + positions[own]
+        num_empty = mask.numel() - len(real)
+        empty = torch.nonzero_static(~mask.flatten(), size=num_empty).squeeze(1)
+        grids.append(Grid(mask, Places(real, empty)))
     return Layout(
         mask=None,
-        positions=positions[None].to(device),
-        spans=spans if is_cpu else None,
-        sequences=sequences.to(device),
-        ends=torch.tensor(starts[1:]).to(device),
-        grids=grids,
+        positions=positions[None],
+        spans=spans if device.type == "cpu" else None,
+        sequences=sequences,
+        ends=ends,
+        longest=max(sizes, default=0),
+        grids=tuple(grids),
     )
-
-
-def _grid(lengths: Tensor, device: torch.device) -> Grid:
-    mask = lengths_to_mask(lengths)
-    real, empty = (at.flatten().nonzero().squeeze(1).to(device) for at in (mask, ~mask))
-    return Grid(mask.to(device), Places(real, empty))
 
 
 def _neighbours(sizes: list[int]) -> list[tuple[int, int]]:

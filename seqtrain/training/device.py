@@ -6,6 +6,7 @@ import torch
 
 from seqtrain.config import check_device
 from seqtrain.errors import ConfigError
+from seqtrain.nn.model import SequenceModel
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,6 +54,23 @@ def choose_training_precision(name: str, device: torch.device) -> torch.dtype:
             "Use bfloat16 or float32."
         )
     return choose_precision(name, device)
+
+
+def compile_blocks(model: SequenceModel, device: torch.device) -> None:
+    """Compile each block of the encoder, for any number of residues.
+
+    Block by block, because they are alike: one is compiled and all are served. What lies around
+    them reads lengths on the host.
+
+    Raises:
+        ConfigError: the device is not CUDA; on a CPU each batch's lengths would be compiled anew.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            f"trainer.compile: expected a CUDA device, found {device.type}. Leave it out."
+        )
+    for block in model.encoder.blocks:  # type: ignore[union-attr]  # nn.Module types attributes as Tensor | Module
+        block.compile(dynamic=True)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:

@@ -126,7 +126,7 @@ def _binary_cross_entropy(
     smooth = targets.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     weights = None if positive_weights is None else positive_weights.to(logits.dtype)
     total = F.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weights, reduction="sum")
-    return total, logits.new_tensor(logits.numel())
+    return total, logits.new_full((), logits.numel())
 
 
 def _regression_loss(logits: Tensor, targets: Tensor, loss: str) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Steps, epochs, the best checkpoint, and going on after an interruption, bit for bit."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ from seqtrain.training.metrics import HIGHER_IS_BETTER, ConfusionCounts
 from seqtrain.training.objective import Objective
 from seqtrain.training.optim import build_schedule
 from seqtrain.training.outputs import predict_outputs, score_outputs
+from seqtrain.training.prefetch import made_ahead
+
+STOPPING = b"\nseqtrain: stopping when this step is done and saved; once more stops at once\n"
 
 
 @dataclass(frozen=True)
@@ -159,14 +163,19 @@ class Trainer:
 
     def _fit_epoch(self) -> None:
         self.model.train()
-        plan = self._plan(self.progress.epoch)
-        for first in range(self.progress.batch, len(plan), self.settings.accumulate):
-            group = plan[first : first + self.settings.accumulate]
-            is_packed = self.settings.batching == "packed"
-            self.step([collate(self.train, index, packed=is_packed) for index in group])
-            self.progress.batch = first + len(group)
+        plan, accumulate = self._plan(self.progress.epoch), self.settings.accumulate
+        groups = (
+            plan[i : i + accumulate] for i in range(self.progress.batch, len(plan), accumulate)
+        )
+        for group in made_ahead(self._collate, groups, self.device):
+            self.step(group)
+            self.progress.batch += len(group)
             if self.progress.batch < len(plan):  # the end of the epoch saves in any case
                 self._save_if_due()
+
+    def _collate(self, group: Sequence[np.ndarray]) -> list[Batch]:
+        packed = self.settings.batching == "packed"
+        return [collate(self.train, index, packed=packed) for index in group]
 
     def _save_if_due(self) -> None:
         waited = time.monotonic() - self._since_save
@@ -180,37 +189,48 @@ class Trainer:
             raise KeyboardInterrupt
 
     def step(self, batches: Sequence[Batch]) -> None:
-        """One optimizer step; the gradient is that of the mean over all that the batches count."""
+        """One optimizer step; the gradient is that of the mean over all that the batches count.
+
+        The host reads from the device once, when everything before the update is under way.
+        """
         began = time.monotonic()
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, loss_count = 0.0, 0.0
+        losses, counts = self._backward(batches)
+        norm = self._average_gradient(torch.stack(counts).sum())
+        *sums, grad_norm = torch.stack([*losses, *counts, norm]).tolist()
+        loss_sum, loss_count = sum(sums[: len(batches)]), sum(sums[len(batches) :])
+        self._check_finite("loss", loss_sum, batches)
+        if not self.scaler.is_enabled():  # which leaves out such a step by itself
+            self._check_finite("norm of the gradient", grad_norm, batches)
+        self._update(norm)
+        self._count(batches, loss_sum, loss_count, time.monotonic() - began)
+        self._tell_step(batches, loss_sum / max(loss_count, 1e-12), grad_norm, began)
+
+    def _backward(self, batches: Sequence[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Add up gradients; the sum of losses of each batch, and what it counts."""
+        losses, counts = [], []
         for batch in batches:
             on_device = batch.to(self.device, non_blocking=True)
             with autocast(self.device, self.settings.precision):
                 logits = self.model(on_device.tokens, on_device.lengths, on_device.packed)
             total, count = self.objective(self.model, on_device, logits)
-            loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
-            self._check_finite("loss", loss_sum, batches)
             self.scaler.scale(total).backward()
-        grad_norm = self._average_gradient(loss_count)
-        if not self.scaler.is_enabled():  # which leaves out such a step by itself
-            self._check_finite("norm of the gradient", grad_norm, batches)
-        self._update(grad_norm)
-        self._count(batches, loss_sum, loss_count, time.monotonic() - began)
-        self._tell_step(batches, loss_sum / max(loss_count, 1e-12), grad_norm, began)
+            losses.append(total.detach())
+            counts.append(count)
+        return losses, counts
 
-    def _average_gradient(self, loss_count: float) -> float:
+    def _average_gradient(self, loss_count: torch.Tensor) -> torch.Tensor:
         """Divide the summed gradient by the count; returns its norm."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
-        torch._foreach_div_(gradients, max(loss_count, 1e-12))
-        return float(torch.nn.utils.get_total_norm(gradients))
+        torch._foreach_div_(gradients, loss_count.clamp(min=1e-12))
+        return torch.nn.utils.get_total_norm(gradients)
 
-    def _update(self, grad_norm: float) -> None:
+    def _update(self, grad_norm: torch.Tensor) -> None:
         """Clip and step."""
         if self.settings.clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.settings.clip_norm, torch.tensor(grad_norm)
+                self.model.parameters(), self.settings.clip_norm, grad_norm
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -336,6 +356,8 @@ class Trainer:
             if self._stop:
                 signal.default_int_handler(signum, frame)
             self._stop = True
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, STOPPING)
 
         try:
             before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_models import tiny_model
 
 from seqtrain.errors import ConfigError
 from seqtrain.training.device import (
@@ -9,6 +10,7 @@ from seqtrain.training.device import (
     choose_device,
     choose_precision,
     choose_training_precision,
+    compile_blocks,
 )
 
 CPU = torch.device("cpu")
@@ -84,3 +86,15 @@ def test_only_narrow_precisions_are_autocast() -> None:
         assert (x @ x).dtype == torch.float32
     with autocast(CPU, torch.bfloat16):
         assert (x @ x).dtype == torch.bfloat16
+
+
+def test_blocks_are_compiled_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    with pytest.raises(ConfigError, match=r"trainer\.compile: expected a CUDA device, found cpu"):
+        compile_blocks(model, torch.device("cpu"))
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **how: compiled.append((self, how))
+    )
+    compile_blocks(model, torch.device("cuda"))
+    assert compiled == [(block, {"dynamic": True}) for block in model.encoder.blocks]
