@@ -20,6 +20,7 @@ from rich.text import Text
 
 from seqtrain.training.checkpoint import write_text
 from seqtrain.training.events import EpochEvent, StepEvent
+from seqtrain.training.profiling import StepProfile
 
 LOG_EVERY_SECONDS = 10.0
 """How often a run without a terminal says that it lives."""
@@ -260,6 +261,24 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         drawn.add_row(*(Text(_cell(value)) for value in row))
     return drawn
+
+
+def profile_table(profile: StepProfile, most: int = 16) -> Table:
+    """What took the time of a training step, on one screen."""
+    title = (
+        f"a step: {profile.milliseconds:,.1f} ms of operations (mean of {profile.num_steps} steps)"
+    )
+    rows = [
+        (each.name[:56], f"{each.share:.1%}", f"{each.milliseconds:.2f}", f"{each.calls:.0f}")
+        for each in profile.operations[:most]
+    ]
+    rest = profile.operations[most:]
+    if rest:
+        share, taken = (
+            sum(getattr(each, key) for each in rest) for key in ("share", "milliseconds")
+        )
+        rows.append((f"{len(rest)} others", f"{share:.1%}", f"{taken:.2f}", ""))
+    return table(title, ("operation", "share", "ms", "calls"), rows)
 
 
 def _cell(value: Any) -> str:

@@ -44,6 +44,13 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show settings, data, model and memory; train nothing."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Say what a few steps consist of; their trace goes to profile/ in the run.",
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -72,7 +79,7 @@ def train(
         _check_place(run, resume=resume, overwrite=overwrite)
         if overwrite and run.holds_run():
             _remove_run(run)
-        return _train(plan, run, resume, quiet, json)
+        return _train(plan, run, resume, quiet, json, profile)
 
 
 def _plan(
@@ -132,7 +139,7 @@ def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
 
 def _remove_run(run: "RunDir") -> None:
     """Delete what a run consists of, and nothing else that lies in the folder."""
-    for name in ("checkpoints", "tensorboard", "predictions"):
+    for name in ("checkpoints", "tensorboard", "predictions", "profile"):
         shutil.rmtree(run.path / name, ignore_errors=True)
     for path in (run.config, run.data, run.metrics, run.summary, run.calibration):
         path.unlink(missing_ok=True)
@@ -140,11 +147,14 @@ def _remove_run(run: "RunDir") -> None:
         (run.path / name).unlink(missing_ok=True)
 
 
-def _train(plan: "Plan", run: "RunDir", resume: bool, quiet: bool, json: bool) -> None:
+def _train(
+    plan: "Plan", run: "RunDir", resume: bool, quiet: bool, json: bool, profile: bool
+) -> None:
     from seqtrain.pipeline import train_run
 
     def make_observers(run: "RunDir", plan: "Plan", step: int) -> "Sequence[Observer]":
-        return _observers(run, plan, step, quiet)
+        watching = _observers(run, plan, step, quiet)
+        return [*watching, _profiler(run, plan)] if profile else watching
 
     if not quiet:
         _say_plan(plan)
@@ -173,6 +183,19 @@ def _observers(run: "RunDir", plan: "Plan", step: int, quiet: bool) -> "Sequence
         console = stderr_console()
         observers.append(ProgressBar(console, step) if console.is_terminal else PlainLines())
     return observers
+
+
+def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
+    from seqtrain.reporting import profile_table, stderr_console
+    from seqtrain.training.device import choose_device
+    from seqtrain.training.profiling import StepProfile, StepProfiler
+
+    def tell(found: StepProfile) -> None:
+        stderr_console().print(profile_table(found))
+        print(f"trace: {found.trace} (open it at https://ui.perfetto.dev)", file=sys.stderr)
+
+    on_gpu = choose_device(plan.config.trainer.device).type == "cuda"
+    return StepProfiler(run.profile, tell, on_gpu)
 
 
 def _say_plan(plan: "Plan") -> None:

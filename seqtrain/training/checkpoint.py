@@ -67,6 +67,11 @@ class RunDir:
         return self.path / "tensorboard"
 
     @property
+    def profile(self) -> Path:
+        """The trace of a few steps, if one was asked for."""
+        return self.path / "profile"
+
+    @property
     def predictions(self) -> Path:
         """Tables of predictions."""
         return self.path / "predictions"
