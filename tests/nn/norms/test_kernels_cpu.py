@@ -185,6 +185,16 @@ def test_a_large_mean_costs_no_digit(mean: float, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-5, atol=0)
 
 
+def test_autograd_learns_that_buffers_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a graph that evaluation saved them for would go on with other numbers."""
+    finely(monkeypatch, "python")
+    norm = MaskedBatchNorm1d(3, channel_dim=-1)
+    before = norm.running_mean._version, norm.running_var._version
+    norm(torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool))
+    after = norm.running_mean._version, norm.running_var._version
+    assert after == (before[0] + 1, before[1] + 1)
+
+
 def test_a_constant_channel_comes_out_as_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     finely(monkeypatch, "python")
     x, mask = torch.full((2, 9, 3), 7.0), torch.ones(2, 9, dtype=torch.bool)

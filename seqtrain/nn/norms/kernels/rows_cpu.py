@@ -147,7 +147,9 @@ def _factor(values: Tensor | None, like: Array, default: float) -> Array:
     """A parameter in the dtype of the rows, ``(C,)``."""
     if values is None:
         return np.full(like.shape[1], default, like.dtype)
-    return _array(values.to(torch.from_numpy(like).dtype))
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    return _array(values).astype(like.dtype, copy=False)
 
 
 def batch_norm(
@@ -205,15 +207,18 @@ def batch_norm(
 
 
 def _move(running: RunningStatistics, statistics: Array, size: int, momentum: float | None) -> None:
-    """``running.update``, which takes twenty operations, in three where nothing is special."""
+    """``running.update``, which takes twenty operations, in few where nothing is special."""
     plain = running.mean.dtype == running.var.dtype == torch.float32
     if momentum is None or running.weight is not None or not plain:
         mean, m2 = torch.from_numpy(statistics[:2])
         with torch.no_grad():
             running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
         return
-    running.mean.lerp_(torch.from_numpy(statistics[0]).float(), momentum)
-    running.var.lerp_(torch.from_numpy(statistics[1] / max(size - 1, 1)).float(), momentum)
+    batch = (statistics[0], statistics[1] / max(size - 1, 1))
+    for buffer, value in zip(running[:2], batch, strict=True):
+        array = _array(buffer)
+        array += momentum * (value - array)
+    torch.autograd.graph.increment_version(running[:2])
     if running.num_batches is not None:
         running.num_batches.add_(1)
 
