@@ -45,7 +45,7 @@ class _LazyMaskedBatchNorm(LazyModuleMixin, MaskedBatchNorm):
 
     def reset_parameters(self) -> None:
         """Set parameters and running statistics to their first values, once they have a size."""
-        if self.num_features and not self.has_uninitialized_params():
+        if not self.has_uninitialized_params():
             super().reset_parameters()
 
     def initialize_parameters(self, input: Tensor, mask: Tensor | None = None) -> None:  # noqa: ARG002

@@ -96,6 +96,13 @@ def test_first_and_second_derivatives(constant: str, eps: float) -> None:
     assert torch.equal(row.grad, expected)
 
 
+def test_with_eps_a_constant_row_has_a_derivative() -> None:
+    row = torch.full((1, 4), 1.5, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, True, False]])
+    assert gradcheck(lambda row: masked_norm(row, mask, -1, eps=0.1), [row])
+    assert gradgradcheck(lambda row: masked_norm(row, mask, -1, eps=0.1), [row])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_row_that_only_rounding_moves_is_constant(dtype: torch.dtype) -> None:
     x = torch.full((1, 1000), 0.1, dtype=dtype)

@@ -176,11 +176,14 @@ def test_instance_norm_averages_statistics_over_sequences_that_have_them() -> No
     torch.manual_seed(0)
     norm = MaskedInstanceNorm1d(2, momentum=1.0, track_running_stats=True, channel_dim=-1)
     x = torch.randn(4, 5, 2)
-    mask = torch.arange(5) < torch.tensor([[5], [3], [1], [0]])
+    mask = torch.arange(5) < torch.tensor([[5], [2], [1], [0]])
     norm(poisoned(x, mask[..., None]), mask)
     alone = [x[b, mask[b]] for b in (0, 1)]
     torch.testing.assert_close(norm.running_mean, torch.stack([a.mean(0) for a in alone]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([a.var(0) for a in alone]).mean(0))
+    norm(x, mask & (torch.arange(4) == 1)[:, None])
+    torch.testing.assert_close(norm.running_mean, alone[1].mean(0))
+    torch.testing.assert_close(norm.running_var, alone[1].var(0))
     before = [b.clone() for b in norm.buffers()]
     norm(x, mask & (torch.arange(4) >= 2)[:, None])
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
@@ -203,6 +206,11 @@ def test_instance_norm_takes_one_sequence_without_a_batch() -> None:
 
 def test_instance_norm_needs_some_statistics() -> None:
     x, mask = torch.zeros(2, 3, 4), torch.ones(2, 4, dtype=torch.bool)
+    mean = torch.zeros(3)
+    masked_instance_norm(x + 1, mask, running_mean=mean)
+    assert not mean.any()  # half of them is none
+    with pytest.raises(ValueError, match="running_mean and running_var are needed"):
+        masked_instance_norm(x, mask, running_var=mean, use_input_stats=False)
     with pytest.raises(ValueError, match="running_mean and running_var are needed"):
         masked_instance_norm(x, mask, use_input_stats=False)
 

@@ -227,6 +227,7 @@ def test_lazy_norms_learn_their_channels(
     norm = lazy(1e-3, 0.2, channel_dim=channel_dim, min_count=3, stat_weighting="tokens")
     norm.reset_parameters()
     assert norm.has_uninitialized_params()
+    assert norm.num_features == 0
     x = torch.randn(shape).movedim(1, channel_dim)
     mask = torch.rand(shape[:1] + shape[2:]) < 0.8
     known = kind(3, 1e-3, 0.2, channel_dim=channel_dim, min_count=3, stat_weighting="tokens")
