@@ -93,6 +93,7 @@ def predict(
     windows = Windows.of(window, overlap)
     if output is not None:
         check_format(output, resume=resume)
+    _check_devices(devices)
     members = _open([run, *(ensemble or [])], uncalibrated)
     table = _table(members, top_k, windows, warnings)
     progress = Progress(fasta, quiet)
@@ -119,6 +120,13 @@ def predict(
         _report(members[0], counts, number)
         if output is not None:
             print(f"{done + number:,} predictions written to {output}", file=sys.stderr)
+
+
+def _check_devices(devices: Sequence[str]) -> None:
+    from seqtrain.training.device import choose_device
+
+    for device in devices:
+        choose_device(device)
 
 
 def _open(runs: Sequence[Path], uncalibrated: bool) -> "list[LoadedRun]":

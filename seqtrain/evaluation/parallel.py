@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -69,7 +70,14 @@ def _begin(start: Callable[[str], Callable[[Any], Any]], names: Any, threads: in
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     global _work
-    _work = start(names.get())
+    try:
+        _work = start(names.get())
+    except Exception as error:  # raised here it would be taken for the death of the process
+        _work = partial(_raise, error)
+
+
+def _raise(error: Exception, _item: Any) -> Any:
+    raise error
 
 
 def _do(item: Any) -> Any:
