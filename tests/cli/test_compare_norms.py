@@ -1,0 +1,131 @@
+"""`seqtrain compare-norms` as a user runs it: killed, gone on with, with jobs, with a bad arm."""
+
+import csv
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from small_program import Program, command
+from typer.testing import CliRunner, Result
+
+from seqtrain.cli.main import app
+from seqtrain.errors import SeqtrainError
+
+pytestmark = pytest.mark.slow
+
+TINY = ("encoder.kernel_size=3", "trainer.max_epochs=1")
+
+
+def run_here(*arguments: str) -> Result:
+    """The program within this process: no second import of torch."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+
+
+def test_a_killed_comparison_goes_on_and_its_arms_are_runs_like_any_other(
+    program: Program, train_options: list[str], files: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "norms"
+    asked = ["compare-norms", *train_options, *TINY, "-o", str(out)]
+    asked += ["--norms", "batch,layer,none", "--seeds", "1"]
+    first, last = (out / f"{norm}-random-cnn-seed0" / "arm.json" for norm in ("batch", "none"))
+    with subprocess.Popen(command(*asked), stderr=subprocess.DEVNULL) as killed:
+        while not first.exists() and killed.poll() is None:
+            time.sleep(0.02)
+        killed.kill()
+    assert first.exists()
+    assert not last.exists()
+    kept = first.stat().st_mtime_ns
+    done = program(*asked, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == kept
+    assert "arm 3/3: none-random-cnn-seed0" in done.stderr
+    assert "arm 1/3" not in done.stderr
+    assert [row["status"] for row in rows_of(out)] == ["ok"] * 3
+    assert "20 test records and 1 seed" in done.stdout
+    for name in ("report.html", "report.md", "figures/differences.png"):
+        assert (out / name).stat().st_size > 1000
+    table = ["--labels", str(files / "labels.tsv"), "--json", str(tmp_path / "e.json")]
+    scored = run_here("eval", str(first.parent), str(files / "test.fasta"), *table)
+    assert scored.exit_code == 0, scored.output
+    found = json.loads((tmp_path / "e.json").read_text())["metrics"]["mcc"]["value"]
+    assert found == pytest.approx(json.loads(first.read_text())["metrics"]["mcc"], abs=1e-6)
+    shown = run_here("info", str(first.parent))
+    assert shown.exit_code == 0, shown.output
+    assert "not complete" not in shown.output
+
+
+def test_arms_run_as_processes_within_a_budget_and_clusters_are_resampled(
+    program: Program, train_options: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit", reason="pip install 'seqtrain[launch]'")
+    clusters = tmp_path / "clusters.tsv"
+    clusters.write_text("".join(f"r{i}\tone\n" for i in range(60)))
+    done = program(
+        *("compare-norms", *train_options, "encoder.kernel_size=3", "-o", tmp_path / "norms"),
+        *("--norms", "batch,none", "--seeds", "1", "--launcher", "processes", "--jobs", "2"),
+        *("--clusters", clusters, "--budget", "20m", "--resources", "timeout_min=5"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--budget 20m: 2 of 2 epochs and 1 of 1 seeds, about" in done.stderr
+    assert [row["status"] for row in rows_of(tmp_path / "norms")] == ["ok", "ok"]
+    witnesses = [
+        json.loads(path.read_text())["witness"]
+        for path in (tmp_path / "norms").glob("*seed0/arm.json")
+    ]
+    assert witnesses[0] == witnesses[1]
+    assert len(list((tmp_path / "norms" / "jobs").glob("*_log.out"))) == 2
+    # With one cluster there is nothing to permute.
+    (line,) = [
+        text
+        for text in (tmp_path / "norms" / "report.md").read_text().splitlines()
+        if text.startswith("| none | batch |")
+    ]
+    assert line.split(" | ")[6:8] == ["1.000", "1.000"]
+
+
+def test_an_arm_that_fails_is_reported_and_the_others_go_on(
+    program: Program, train_options: list[str], tmp_path: Path
+) -> None:
+    done = program(
+        *("compare-norms", *train_options, "-o", tmp_path / "norms"),
+        *("--norms", "layer,none", "--seeds", "1"),
+        # Weights of this size multiply to infinity within ten layers, unless a norm scales them.
+        *("encoder.num_layers=10", "optim.lr=1e3", "optim.warmup_fraction=0"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "failed: none-random-cnn-seed0: TrainingError: step" in done.stderr
+    layer, none = rows_of(tmp_path / "norms")
+    assert (layer["status"], none["status"]) == ("ok", "failed")
+    assert "fewer than two conditions" in done.stdout
+    report = (tmp_path / "norms" / "report.md").read_text()
+    assert "none-random-cnn, seed 0" in report[report.index("## Arms without a result") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--norms", "masked_bach"], "masked_batch"),
+        (["--launcher", "cluster"], "local, processes or slurm"),
+        (["--budget", "soon"], "30m"),
+        (["--clusters", "absent.tsv"], "absent.tsv: cannot be read"),
+        (["--launcher", "processes", "--resources", "gpus"], "KEY=VALUE"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_trained(
+    train_options: list[str],
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+) -> None:
+    out = tmp_path / "norms"
+    done = run_here("compare-norms", *train_options, "-o", str(out), *options)
+    assert isinstance(done.exception, SeqtrainError), done.output
+    assert said in str(done.exception)
+    assert not list(out.glob("*"))
