@@ -119,8 +119,8 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
 
     def _limits(self) -> tuple[Tensor, Tensor]:
         """``r_max`` and ``d_max`` as far as they have opened by now."""
-        opened = (self.num_batches_tracked / max(self.warmup_batches, 1)).clamp(max=1)
-        opened = opened if self.warmup_batches else torch.ones_like(opened)
+        counted, needed = self.num_batches_tracked.float(), self.warmup_batches
+        opened = (counted / needed).clamp(max=1) if needed else torch.ones_like(counted)
         return 1 + opened * (self.r_max - 1), opened * self.d_max
 
     def extra_repr(self) -> str:

@@ -80,6 +80,12 @@ def test_a_rough_first_mean_is_corrected_by_the_second_pass() -> None:
     torch.testing.assert_close(moments.m2.double().squeeze(), exact, rtol=1e-6, atol=0)
 
 
+def test_moments_of_nothing_are_zeros() -> None:
+    moments = masked_moments(torch.ones(3, 2), torch.zeros(3, 1, dtype=torch.bool), [0])
+    for part in (*moments, moments.variance(), moments.variance(correction=1)):
+        assert not part.any()
+
+
 def test_counts_beyond_the_range_of_float16() -> None:
     x = torch.ones(70_000, 1, dtype=torch.float16)
     moments = masked_moments(x, torch.ones(70_000, 1, dtype=torch.bool), [0])

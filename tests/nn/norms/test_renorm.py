@@ -80,6 +80,19 @@ def test_it_starts_as_batch_norm_and_the_limits_open_linearly() -> None:
     assert renorm()._limits()[0].item() == 3
 
 
+def test_one_batch_of_warmup_is_one() -> None:
+    norm = MaskedBatchRenorm1d(3, channel_dim=-1, warmup_batches=1).double()
+    norm(*example())
+    assert [limit.item() for limit in norm._limits()] == [3, 5]
+
+
+def test_as_few_positions_as_min_count_are_enough() -> None:
+    norm = renorm(momentum=1.0)
+    x, mask = torch.randn(1, 3, 3, dtype=torch.float64), torch.tensor([[True, False, True]])
+    norm(x, mask)
+    torch.testing.assert_close(norm.running_mean, x[mask].mean(0))
+
+
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"bias": False}], ids=str)
 def test_first_and_second_derivatives(path: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
