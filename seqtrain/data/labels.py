@@ -282,7 +282,7 @@ def _targets(task: str, values: Iterable[str]) -> Float64[np.ndarray, " R"]:
     if not is_residue(task):
         return np.array([_number(value) for value in values], dtype=np.float64)
     numbers: np.ndarray = np.concatenate([np.empty(0), *map(read_numbers, values)])
-    return numbers[~np.isnan(numbers)]
+    return np.asarray(numbers[~np.isnan(numbers)])
 
 
 def _number(text: str) -> float:

@@ -550,10 +550,13 @@ class TestResume:
 
 class TestInterrupt:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_the_step_is_finished_and_saved(self, tmp_path: Path, number: signal.Signals) -> None:
+    def test_the_step_is_finished_and_saved(
+        self, tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         trainer = tiny_trainer(tmp_path, observers=[StopAt(3, number)])
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
+        assert "once more stops at once" in capfd.readouterr().err
         assert trainer.progress.step == 3
         fresh = tiny_trainer(tmp_path, model_seed=4)
         fresh.resume()
