@@ -40,6 +40,34 @@ def tiny_comparison(
     return Comparison({"cnn": plan}, conditions_of(norms, batchings, ["cnn"]), num_seeds)
 
 
+def tiny_comparison_of(folder: Path, task: str, encoder: str) -> Comparison:
+    """Two norms, one seed, another task or encoder, a dozen records."""
+    rng = np.random.default_rng(0)
+    table = ["id\tlabel"]
+    for part, size in {"train": 12, "valid": 6, "test": 8}.items():
+        records, residues = [], []
+        for i in range(size):
+            letters = "".join(rng.choice(list("ACDEFGHIKL"), rng.integers(10, 40)))
+            labels = "".join("h" if letter in "AC" else "c" for letter in letters)
+            records.append(f">{part}{i}\n{letters}\n")
+            residues.append(f">{part}{i}\n{labels}\n")
+            table.append(f"{part}{i}\t{letters.count('A') / len(letters):.4f}")
+        (folder / f"{part}.fasta").write_text("".join(records))
+        with (folder / "labels.fasta").open("a") as file:
+            file.writelines(residues)
+    (folder / "labels.tsv").write_text("\n".join(table) + "\n")
+    values = {f"data.{p}": [str(folder / f"{p}.fasta")] for p in ("train", "valid", "test")}
+    labels = "labels.fasta" if task.startswith("residue") else "labels.tsv"
+    values["data.labels"] = [str(folder / labels)]
+    chosen = [o for o in OVERRIDES if encoder == "cnn" or "dilation" not in o]
+    plan = plan_run(
+        load_config("config", [*chosen, f"encoder={encoder}", f"task={task}"], values=values)
+    )
+    return Comparison(
+        {encoder: plan}, conditions_of(["masked_batch", "none"], ["random"], [encoder]), 1
+    )
+
+
 def made_up_result(norm: str, seed: int, shift: float, failed: bool = False) -> dict[str, Any]:
     """What an arm writes, with numbers that depend on the norm and the seed."""
     head = {"norm": norm, "batching": "random", "encoder": "cnn", "seed": seed}

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare.comparisons import tiny_comparison
+from compare.comparisons import tiny_comparison, tiny_comparison_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from seqtrain.compare import run as run_module
 from seqtrain.compare.analysis import analyse, statistics_error, worst_shift
@@ -138,3 +140,44 @@ def test_an_arm_that_saw_other_batches_does_not_count(finished: tuple[Comparison
     path.write_text(before)
     assert layer["status"] == "failed"
     assert "from epoch 2 on its batches" in layer["error"]
+
+
+@pytest.mark.parametrize(
+    ("task", "encoder", "metric"),
+    [
+        ("regression", "transformer", "r2"),
+        ("residue_classification", "cnn", "macro_f1"),
+    ],
+)
+def test_other_tasks_and_encoders_are_compared_too(
+    tmp_path: Path, task: str, encoder: str, metric: str
+) -> None:
+    comparison = tiny_comparison_of(tmp_path, task, encoder)
+    comparison.plans[encoder].config.trainer.max_epochs = 1
+    open_comparison(comparison, tmp_path / "out", resume=False)
+    results = run_arms(comparison, tmp_path / "out")
+    assert [r.get("error") for r in results] == [None, None]
+    analysis = analyse(comparison, results, tmp_path / "out", num_draws=30)
+    assert analysis.metric == metric
+    score = [r["metrics"][metric] for r in results]
+    assert analysis.contrasts[0].difference.value == pytest.approx(score[1] - score[0], abs=1e-6)
+    assert max(map(worst_shift, results)) < 1e-4
+    assert np.isfinite(statistics_error(results[0]))
+    is_class = task == "residue_classification"
+    assert np.isfinite([r["calibration_error"] or np.nan for r in results]).all() == is_class
+    write_report(analysis, tmp_path)
+
+
+def test_tensorboard_shows_the_settings_and_the_score_of_every_arm(
+    finished: tuple[Comparison, Path],
+) -> None:
+    comparison, folder = finished
+    seen = set()
+    for arm in comparison.arms():
+        events = EventAccumulator(str(folder / arm.name / "tensorboard"))
+        events.Reload()
+        data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        settings = HParamsPluginData.FromString(data).session_start_info.hparams
+        seen.add((settings["norm.name"].string_value, settings["trainer.seed"].string_value))
+        assert events.Scalars("final/mcc")
+    assert seen == {(norm, str(seed)) for norm in NORMS for seed in range(2)}
