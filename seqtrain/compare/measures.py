@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.labels import is_regression
 from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.nn.norms import MaskedBatchNorm1d, update_bn_stats
 from seqtrain.nn.plain_norms import LeakyBatchNorm
+from seqtrain.training import calibration
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
 
@@ -22,7 +24,6 @@ SHIFT_RECORDS = 48
 NUM_NEIGHBOURS = 7
 NUM_BINS = 4
 GAP_BATCHES = 16
-CALIBRATION_BINS = 15
 
 
 @torch.inference_mode()
@@ -161,26 +162,11 @@ def train_eval_losses(
 
 
 def calibration_error(outputs: Outputs, dataset: SequenceDataset, task: str) -> float:
-    """Expected calibration error: confidence against accuracy in 15 equal bins of confidence.
-
-    Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599. Of the most probable class; with
-    multilabel tasks of each label's answer at 0.5. NaN where nothing is a probability.
-    """
+    """Expected calibration error of a model read out as trained; NaN without probabilities."""
     assert dataset.targets is not None
-    if not task.endswith("classification") and task != "multilabel":
+    if is_regression(task):
         return float("nan")
-    values, targets = outputs.values, dataset.targets
-    if task == "multilabel":
-        confidence = np.maximum(values, 1 - values).reshape(-1)
-        right = ((values >= 0.5) == (targets > 0.5)).reshape(-1)
-    else:
-        counted = targets >= 0
-        confidence = values.max(axis=1)[counted]
-        right = (values.argmax(axis=1) == targets)[counted]
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    confident = np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS)
-    correct = np.bincount(bins, weights=right, minlength=CALIBRATION_BINS)
-    return float(np.abs(confident - correct).sum() / max(1, len(confidence)))
+    return calibration.calibration_error(task, outputs.values, dataset.targets)
 
 
 def metric_by(
