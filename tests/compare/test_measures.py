@@ -129,7 +129,7 @@ def test_training_and_evaluation_losses_differ_by_the_statistics_alone(
         tokens = tokens_of(dataset, record)
         logits = model(tokens, torch.tensor([tokens.shape[1]]))
         target = torch.tensor([int(dataset.targets[record])])  # type: ignore[index]
-        total += float(torch.nn.functional.cross_entropy(logits, target))
+        total += torch.nn.functional.cross_entropy(logits, target).item()
     assert in_evaluation == pytest.approx(total / len(dataset), rel=1e-4)
 
 
