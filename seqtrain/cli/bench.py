@@ -53,7 +53,7 @@ def train(
     batches: Annotated[int, typer.Option(min=1, help="Batches per repetition.")] = 8,
     curve_steps: Annotated[
         int, typer.Option(min=0, help="Steps of the learning curves; 0: none.")
-    ] = 60,
+    ] = 80,
     threads: Threads = 0,
     json: Json = None,
 ) -> None:
