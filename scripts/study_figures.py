@@ -1,0 +1,210 @@
+"""Draw docs/study.md's figures from what scripts/study.py left, and print its table.
+
+    python scripts/study_figures.py RESULTS docs/study
+
+Copies results.csv of every part that has a report as OUT/PART.csv.
+"""
+
+import csv
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from study import parts
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+COLORS = {
+    "masked_batch": "#0a84c1", "batch": "#d9701a", "leaky_batch": "#cf4b8f",
+    "masked_layer": "#0b9b72", "layer": "#8a6fd1", "none": "#5f7f8f",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A norm less masked_batch, as the report has it."""
+
+    value: float
+    low: float
+    high: float
+    is_found: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """A part with a report."""
+
+    name: str
+    arms: Sequence[Mapping[str, str]]
+    """Of results.csv, finished ones."""
+    contrasts: Mapping[str, Contrast]
+
+    @property
+    def metric(self) -> str:
+        """Of residues or of sequences."""
+        return "macro_f1" if self.name.startswith("tmbed") else "mcc"
+
+    def values(self, norm: str, column: str) -> list[float]:
+        """One per seed."""
+        chosen = (arm for arm in self.arms if arm["norm"] == norm)
+        return [float(arm[column]) for arm in chosen if arm[column] not in ("", "nan")]
+
+
+def read(results: Path) -> list[Done]:
+    """Every part with a report, in the order of the study."""
+    found = []
+    for part in parts():
+        folder = results / part.name
+        if not (folder / "report.md").exists():
+            continue
+        with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+            arms = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+        text = (folder / "report.md").read_text(encoding="utf-8")
+        found.append(Done(part.name, arms, _contrasts(text)))
+    return found
+
+
+def _contrasts(report: str) -> dict[str, Contrast]:
+    lines = report.partition("## Differences")[2].splitlines()
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:2] == "| "]
+    named = [dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row[0] != "---"]
+    return {
+        row["condition"]: Contrast(
+            _number(row["difference"]),
+            _number(row["low"]),
+            _number(row["high"]),
+            row["found"] == "yes",
+        )
+        for row in named
+    }
+
+
+def _number(text: str) -> float:
+    return float("nan") if text == "–" else float(text.replace(",", ""))
+
+
+def table(done: Sequence[Done]) -> str:
+    """Markdown: what the reference reached, and each norm's difference; bold where found."""
+    norms = [norm for norm in COLORS if norm != "masked_batch"]
+    lines = [
+        f"| part | seeds | padding | masked_batch | {' | '.join(norms)} |",
+        "|---|---|---|---|" + "---|" * len(norms),
+    ]
+    for part in done:
+        own = np.array(part.values("masked_batch", part.metric))
+        share = np.mean(part.values("masked_batch", "padding_share"))
+        cells = [_cell(part.contrasts.get(norm)) for norm in norms]
+        lines.append(
+            f"| {part.name} | {len(own)} | {share:.0%} | {own.mean():.3f} ± {own.std(ddof=1):.3f} "
+            f"| {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(contrast: Contrast | None) -> str:
+    if contrast is None:
+        return ""
+    text = f"{contrast.value:+.3f} ({contrast.low:+.3f} to {contrast.high:+.3f})"
+    return f"**{text}**" if contrast.is_found else text
+
+
+def draw_differences(done: Sequence[Done]) -> None:
+    """Every norm less masked_batch with its interval, a row per part."""
+    panels = (("batch", "leaky_batch"), ("masked_layer", "layer", "none"))
+    size = (9, 0.9 + 0.36 * len(done))
+    _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    for axis, norms in zip(axes, panels, strict=True):
+        for place, norm in enumerate(norms):
+            for row, part in enumerate(done):
+                found = part.contrasts.get(norm)
+                if found is None:
+                    continue
+                y, color = row + (place - (len(norms) - 1) / 2) * 0.24, COLORS[norm]
+                axis.plot([found.low, found.high], [y, y], color=color, lw=1.4)
+                face = color if found.is_found else "white"
+                axis.plot(found.value, y, "o", color=color, mfc=face, ms=4.5)
+            axis.plot([], [], "o-", color=COLORS[norm], label=norm)
+        axis.axvline(0, color="gray", lw=0.7)
+        axis.set(xlabel="difference from masked_batch", xlim=(-0.6, 0.3))
+        _legend(axis, 3)
+    _rows(axes[0], done)
+
+
+def draw_mechanism(done: Sequence[Done]) -> None:
+    """Error of the running means, and how far padding moves a logit, by part."""
+    size = (9, 0.9 + 0.3 * len(done))
+    _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    for norm in ("masked_batch", "batch", "leaky_batch"):
+        for row, part in enumerate(done):
+            errors = part.values(norm, "running_mean_error")
+            shifts = np.maximum(
+                [part.values(norm, f"shift_{w}") for w in ("padded_2x", "padded_4x", "neighbours")],
+                1e-8,
+            ).max(axis=0)
+            for axis, values in zip(axes, (errors, shifts), strict=True):
+                axis.plot(values, [row] * len(values), "o", color=COLORS[norm], ms=4, alpha=0.8)
+        axes[0].plot([], [], "o", color=COLORS[norm], label=norm)
+    for axis, words in zip(
+        axes,
+        ("error of running means, standard deviations", "largest change of a logit by padding"),
+        strict=True,
+    ):
+        axis.set(xscale="log", xlabel=words)
+    _legend(axes[0], 3)
+    _rows(axes[0], done)
+
+
+def draw_controlled(done: Sequence[Done]) -> None:
+    """The score of every seed on the controlled sets at four sequences per batch."""
+    order = ("none", "common", "spread-0.25", "spread-0.5", "spread-1", "long", "spread-1-common")
+    by_name = {part.name: part for part in done}
+    chosen = [by_name[n] for o in order if (n := f"controlled-{o}-cnn-4") in by_name]
+    _, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+    for place, norm in enumerate(("masked_batch", "batch", "leaky_batch", "layer", "none")):
+        for column, part in enumerate(chosen):
+            values, x = part.values(norm, "mcc"), column + (place - 2) * 0.14
+            axis.plot([x] * len(values), values, "o", color=COLORS[norm], ms=3, alpha=0.6)
+            axis.plot([x - 0.05, x + 0.05], [np.mean(values)] * 2, color=COLORS[norm], lw=2.5)
+        axis.plot([], [], color=COLORS[norm], lw=2.5, label=norm)
+    names = [part.name.removeprefix("controlled-").removesuffix("-cnn-4") for part in chosen]
+    shares = [np.mean(part.values("batch", "padding_share")) for part in chosen]
+    labels = [f"{name}\n{share:.0%} padding" for name, share in zip(names, shares, strict=True)]
+    axis.set_xticks(range(len(chosen)), labels, fontsize=7)
+    axis.set_ylabel("test mcc")
+    _legend(axis, 5)
+
+
+def _legend(axis: Axes, columns: int) -> None:
+    axis.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
+
+
+def _rows(axis: Axes, done: Sequence[Done]) -> None:
+    axis.set_yticks(range(len(done)), [part.name for part in done], fontsize=8)
+    axis.set_ylim(len(done) - 0.5, -0.5)
+
+
+def main(results: Path, output: Path) -> None:
+    done = read(results)
+    output.mkdir(parents=True, exist_ok=True)
+    for part in done:
+        shutil.copyfile(results / part.name / "results.csv", output / f"{part.name}.csv")
+    drawn: dict[str, Callable[[Sequence[Done]], None]] = {
+        "differences": draw_differences,
+        "mechanism": draw_mechanism,
+        "controlled": draw_controlled,
+    }
+    for name, draw in drawn.items():
+        draw(done)
+        plt.savefig(output / f"{name}.png", dpi=130)
+        plt.close()
+    print(table(done))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
