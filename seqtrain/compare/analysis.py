@@ -242,6 +242,8 @@ def conclude(analysis: Analysis) -> str:
         sizes = [c.detectable for c in null if not np.isnan(c.detectable)]
         power = f" (differences below {max(sizes):.3f} could have been missed)" if sizes else ""
         clauses.append(f"no difference in {metric} was found for {names}{power}")
+    if analysis.contrasts and analysis.num_seeds == 1:
+        clauses.append("with one seed this speaks of these trained models, not of other trainings")
     if not analysis.contrasts:
         clauses.append(
             "there was nothing to compare: fewer than two conditions share a finished seed"

@@ -198,7 +198,11 @@ def metric_by(
 
 @torch.inference_mode()
 def padded_outputs(
-    model: SequenceModel, dataset: SequenceDataset, max_tokens: int, seed: int = 0
+    model: SequenceModel,
+    dataset: SequenceDataset,
+    max_tokens: int,
+    max_sequences: int | None = None,
+    seed: int = 0,
 ) -> tuple[Outputs, Float[np.ndarray, " N"]]:
     """Outputs when chance alone decides who is padded with whom, and each record's padding share.
 
@@ -209,7 +213,10 @@ def padded_outputs(
     device = next(model.parameters()).device
     shares = np.empty(len(dataset))
     pieces: dict[int, np.ndarray] = {}
-    for index in plan_batches(dataset.lengths, "random", max_tokens=max_tokens, seed=seed):
+    plan = plan_batches(
+        dataset.lengths, "random", max_tokens=max_tokens, max_sequences=max_sequences, seed=seed
+    )
+    for index in plan:
         batch = collate(dataset, index).to(device)
         rows = model.head.readout(model(batch.tokens, batch.lengths)).cpu().numpy()  # type: ignore[operator]
         lengths = dataset.lengths[index]

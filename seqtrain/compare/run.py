@@ -246,7 +246,7 @@ def _measure(plan: Plan, run: RunDir) -> Result:
     outputs = predict_outputs(model, scored, objective, max_tokens=budget, packed=is_packed)
     np.save(run.path / "outputs.npy", outputs.values)
     metrics = score_outputs(outputs, scored, task, num_classes)
-    padded, shares = padded_outputs(model, scored, budget)
+    padded, shares = padded_outputs(model, scored, budget, config.batching.max_sequences)
     in_training, in_evaluation = train_eval_losses(
         model,
         data.train,

@@ -177,6 +177,8 @@ def test_padded_outputs_are_those_of_records_alone_where_padding_moves_nothing(
         np.testing.assert_allclose(outputs.values[record], alone.detach(), atol=1e-5)
     assert shares.min() == 0
     assert shares.max() < 1 - dataset.lengths.min() / dataset.lengths.max() + 1e-9
+    _, none = padded_outputs(model, dataset, max_tokens=300, max_sequences=1)
+    assert not none.any()
     other, _ = padded_outputs(tiny_model(norm="leaky_batch"), dataset, max_tokens=300)
     assert np.abs(other.values - outputs.values).max() > 1e-3
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from compare.comparisons import made_up_analysis, made_up_contrast
 from matplotlib.image import imread
 
+from seqtrain.compare.analysis import conclude
 from seqtrain.compare.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -38,6 +40,12 @@ def test_no_difference_is_said_as_plainly_and_with_what_could_have_been_missed()
     said = made_up_analysis([made_up_contrast("batch", 0.01, 0.05, 0.6)]).conclusion
     assert "no difference in mcc was found for batch (differences below 0.070 could" in said
     assert "had a" not in said
+
+
+def test_one_seed_is_said_to_speak_of_its_models_alone() -> None:
+    analysis = made_up_analysis()
+    assert "with one seed" not in analysis.conclusion
+    assert "with one seed this speaks of these trained" in conclude(replace(analysis, num_seeds=1))
 
 
 @pytest.mark.parametrize(("value", "p"), [(0.2, 0.2), (0.01, 0.001)])
