@@ -21,8 +21,8 @@ LENGTHS = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
 TOKENS = (2_048, 4_096, 8_192, 16_384, 32_768, 65_536)
 TOKENS_OF_LENGTHS = 100_000
 """Residues of a step at every length: many short sequences, or one long."""
-LONGEST_ATTENTION = 10_000
-"""Beyond it a step of the transformer takes minutes."""
+LONGEST_ATTENTION = 3_162
+"""Beyond it a step of the transformer takes a minute and more."""
 EMBED_DIM, NUM_LAYERS = 32, 3
 
 Point = dict[str, Any]
