@@ -182,6 +182,16 @@ def test_channels_with_too_few_positions_have_derivatives_too() -> None:
     torch.testing.assert_close(norm(x)[0, 0, 1], alone)
 
 
+def test_one_position_that_is_enough_has_no_derivative(path: str) -> None:
+    """It is its own mean: whatever it is, it comes out as the bias."""
+    x = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[False, True, False]])
+    out = masked_batch_norm(x, mask, training=True, channel_dim=-1, min_count=1)
+    out.backward(torch.randn(out.shape, dtype=torch.float64))
+    assert not out.any()
+    assert not x.grad.any()
+
+
 def test_third_derivative_exists(path: str) -> None:
     x = torch.randn(2, 3, 1, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[True, True, False], [True, True, True]])
