@@ -318,6 +318,7 @@ def test_an_error_on_resuming_keeps_the_rows_before_it(
     interrupt(runs, fasta, path, monkeypatch)
     with pytest.raises(FastaError, match="'bad'"):
         predict(runs[0], longer, "-o", path, "--resume")
+    assert len((tmp_path / "p.tsv.partial").read_text().splitlines()) == 4
     predict(runs[0], longer, "-o", path, "--resume", "--on-error", "skip")
     rows = read(path)
     assert [row["status"] == "ok" for row in rows] == [True] * len(LENGTHS) + [False]
