@@ -135,7 +135,7 @@ def test_refused_open_says_why(write, monkeypatch):
     assert message_of(path) == f"{path}: cannot be read: Permission denied."
 
 
-@pytest.mark.parametrize("content", ["", "\n \n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", ["", "\n \n", gzip.compress(b"", mtime=0)])
 def test_empty_file_is_refused(write, content):
     path = write(content)
     assert message_of(path) == f"{path}: is empty, expected FASTA records."
