@@ -35,17 +35,13 @@ class ChannelsLastConv1d(nn.Conv1d):
     ) -> Float[Tensor, "B L D"]:
         """Convolved states, as long as the input; sequences do not see each other."""
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        dilation = self.dilation[0]
+        dilation, bias = self.dilation[0], self.bias
+        assert bias is not None
         if layout.sequences is None:
-            out = convolve(input, weight, dilation, self.reach)
-        else:
-            out = with_gaps(
-                input, layout, self.reach, lambda row: convolve_row(row, weight, dilation)
-            )
-        # Added here because the library's own gradient of a bias takes as long as that of the
-        # input: 4.1 of 11.8 ms at (32, 160, 96), k = 7, one thread.
-        assert self.bias is not None
-        return out + self.bias
+            return convolve(input, weight, bias, dilation, self.reach)
+        return with_gaps(
+            input, layout, self.reach, lambda row: convolve_row(row, weight, bias, dilation)
+        )
 
 
 class Linear(nn.Linear):

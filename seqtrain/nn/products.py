@@ -15,27 +15,30 @@ PIECE = 256
 HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def convolve(x: Tensor, weight: Tensor, dilation: int, padding: int) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, padding: int) -> Tensor:
     """``(B, L, C)`` convolved to ``(B, L, D)``, with so many zeros at both ends.
 
     As a two-dimensional convolution of height one on channels-last memory, which the CPU and GPU
     libraries have their fastest kernels for; no transposed copy is made.
     """
     out = F.conv2d(_image(x), weight, padding=(0, padding), dilation=(1, dilation))
-    return _rows(out)
+    # Added here because the library's own gradient of a bias takes as long as that of the
+    # input: 4.1 of 11.8 ms at (32, 160, 96), k = 7, one thread.
+    return _rows(out) + bias.to(out.dtype)
 
 
-def convolve_row(row: Tensor, weight: Tensor, dilation: int) -> Tensor:
+def convolve_row(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
     """A ``(1, n + reach, C)`` row convolved without padding, ``(1, n, D)``.
 
     Args:
         row: Contiguous states.
         weight: ``(D, C, 1, k)``, contiguous as channels-last; it reaches ``dilation * (k - 1)``.
+        bias: ``(D,)``.
         dilation: Between the taps.
     """
     if not _runs_eagerly_on_cpu(row):
-        return convolve(row, weight, dilation, 0)
-    out: Tensor = _RowConvolution.apply(row, weight, dilation)  # type: ignore[no-untyped-call]
+        return convolve(row, weight, bias, dilation, 0)
+    out: Tensor = _RowConvolution.apply(row, weight, bias, dilation)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -67,18 +70,18 @@ class _RowConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(row: Tensor, weight: Tensor, dilation: int) -> Tensor:
-        return convolve(row, weight, dilation, 0)
+    def forward(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+        return _rows(F.conv2d(_image(row), weight, bias, dilation=(1, dilation)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        row, weight, ctx.dilation = inputs
+        row, weight, _, ctx.dilation = inputs
         ctx.save_for_backward(row, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         row, weight = ctx.saved_tensors
-        wants_row, wants_weight, _ = ctx.needs_input_grad
+        wants_row, wants_weight, wants_bias, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         grad_row = grad_weight = None
         if wants_row:
@@ -86,7 +89,7 @@ class _RowConvolution(torch.autograd.Function):
         if wants_weight:
             pieces, grad_pieces = _in_pieces(row, grad)
             grad_weight = _gradients(grad_pieces, pieces, weight, ctx.dilation, 1)
-        return grad_row, grad_weight, None
+        return grad_row, grad_weight, grad.sum((0, 1)) if wants_bias else None, None
 
 
 class _Linear(torch.autograd.Function):

@@ -13,8 +13,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
 
-def plain(row: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    return F.conv1d(row.transpose(1, 2), weight.squeeze(2), dilation=dilation).transpose(1, 2)
+def plain(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    out = F.conv1d(row.transpose(1, 2), weight.squeeze(2), bias, dilation=dilation)
+    return out.transpose(1, 2)
 
 
 def as_kernel(weight: Tensor) -> Tensor:
@@ -28,43 +29,47 @@ def test_a_row_is_convolved_as_torch_does_with_the_same_gradients(
     width: int, kernel_size: int, dilation: int
 ) -> None:
     row, weight = drawn(1, width + (kernel_size - 1) * dilation, 3), drawn(4, 3, 1, kernel_size)
-    found, wanted = convolve_row(row, as_kernel(weight), dilation), plain(row, weight, dilation)
+    bias = drawn(4, seed=2)
+    found = convolve_row(row, as_kernel(weight), bias, dilation)
+    wanted = plain(row, weight, bias, dilation)
     torch.testing.assert_close(found, wanted)
     assert found.is_contiguous()
     upstream = drawn(*wanted.shape, seed=1).detach()
     for a, b in zip(
-        torch.autograd.grad(found, (row, weight), upstream),
-        torch.autograd.grad(wanted, (row, weight), upstream),
+        torch.autograd.grad(found, (row, weight, bias), upstream),
+        torch.autograd.grad(wanted, (row, weight, bias), upstream),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
 
 
 def test_a_row_has_second_derivatives() -> None:
-    row, weight = drawn(1, PIECE + 2, 1), drawn(1, 1, 1, 3)
+    row, weight, bias = drawn(1, PIECE + 2, 1), drawn(1, 1, 1, 3), drawn(1)
 
     def first(row: Tensor, weight: Tensor) -> Tensor:
-        out = convolve_row(row, as_kernel(weight), 1)
+        out = convolve_row(row, as_kernel(weight), bias, 1)
         return torch.autograd.grad((out**3).sum(), weight, create_graph=True)[0]
 
     def wanted(row: Tensor, weight: Tensor) -> Tensor:
-        return torch.autograd.grad((plain(row, weight, 1) ** 3).sum(), weight, create_graph=True)[0]
+        out = plain(row, weight, bias, 1)
+        return torch.autograd.grad((out**3).sum(), weight, create_graph=True)[0]
 
     for a, b in zip(
-        torch.autograd.grad(first(row, weight).sum(), (row, weight)),
-        torch.autograd.grad(wanted(row, weight).sum(), (row, weight)),
+        torch.autograd.grad(first(row, weight).sum(), (row, weight, bias)),
+        torch.autograd.grad(wanted(row, weight).sum(), (row, weight, bias)),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("wanted", ["row", "weight"])
+@pytest.mark.parametrize("wanted", ["row", "weight", "bias"])
 def test_only_the_gradient_that_is_wanted_is_computed(wanted: str) -> None:
-    row, weight = drawn(1, PIECE + 2, 2), drawn(2, 2, 1, 3)
-    (weight if wanted == "row" else row).requires_grad_(False)
-    convolve_row(row, as_kernel(weight), 1).sum().backward()
-    assert (row.grad is None) == (wanted == "weight")
-    assert (weight.grad is None) == (wanted == "row")
+    tensors = {"row": drawn(1, PIECE + 2, 2), "weight": drawn(2, 2, 1, 3), "bias": drawn(2)}
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name == wanted)
+    row, weight, bias = tensors.values()
+    convolve_row(row, as_kernel(weight), bias, 1).sum().backward()
+    assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [wanted]
 
 
 def fresh(*tensors: Tensor) -> list[Tensor]:
@@ -101,5 +106,5 @@ def test_oneDNN_computes_it_in_float32_and_torch_in_anything_else() -> None:  # 
     assert "_Linear" not in type(wide.grad_fn).__name__
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
-        row = convolve_row(x.detach()[None], as_kernel(drawn(2, 3, 1, 3).float()), 1)
+        row = convolve_row(x.detach()[None], as_kernel(drawn(2, 3, 1, 3).float()), bias, 1)
         assert row.dtype == torch.bfloat16
