@@ -116,7 +116,8 @@ class TensorBoard:
         for name, value in event.valid.items():
             self._writer.add_scalar(f"valid/{name}", value, event.step)
         for name, buffer in event.model.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
+            # Of infinite values TensorBoard makes no histogram, but an error that ends the run.
+            if name.endswith(("running_mean", "running_var")) and buffer.isfinite().all():
                 self._writer.add_histogram(f"norms/{name}", buffer, event.step)
         if event.confusion is not None:
             figure = confusion_figure(event.confusion, self._class_names)

@@ -181,6 +181,15 @@ class TestTensorBoard:
             observer.on_epoch(epoch_event(1, valid={"loss": 1.0, "mcc": math.nan}))
         assert math.isnan(self.written(tmp_path).Scalars("valid/mcc")[0].value)
 
+    def test_running_statistics_that_overflowed_do_not_end_the_run(self, tmp_path: Path) -> None:
+        model = tiny_model()
+        model.encoder.blocks[0].norm.running_var.fill_(math.inf)
+        with watching(TensorBoard(tmp_path, SETTINGS, [])) as observer:
+            observer.on_epoch(epoch_event(1, model=model))
+        histograms = self.written(tmp_path).Tags()["histograms"]
+        assert "norms/encoder.blocks.0.norm.running_var" not in histograms
+        assert "norms/encoder.blocks.1.norm.running_var" in histograms
+
 
 class TestConfusionFigure:
     def test_cells_hold_counts_and_colours_are_shares_of_the_true_class(self) -> None:
