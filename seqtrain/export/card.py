@@ -141,7 +141,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def _applicability(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Sequences of other lengths, families or composition than these are outside what was "
-        "measured; `seqtrain predict --warnings` marks such records."
+        "measured; `seqtrain predict --warnings` marks other lengths and compositions."
     )
     yield from (f"- {warning}" for warning in report.get("warnings", []))
     yield ""
