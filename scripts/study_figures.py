@@ -170,7 +170,9 @@ def draw_controlled(done: Sequence[Done]) -> None:
         for column, part in enumerate(chosen):
             values, x = part.values(norm, "mcc"), column + (place - 2) * 0.14
             axis.plot([x] * len(values), values, "o", color=COLORS[norm], ms=3, alpha=0.6)
-            axis.plot([x - 0.05, x + 0.05], [np.mean(values)] * 2, color=COLORS[norm], lw=2.5)
+            if values:
+                middle = [np.mean(values)] * 2
+                axis.plot([x - 0.05, x + 0.05], middle, color=COLORS[norm], lw=2.5)
         axis.plot([], [], color=COLORS[norm], lw=2.5, label=norm)
     names = [part.name.removeprefix("controlled-").removesuffix("-cnn-4") for part in chosen]
     shares = [np.mean(part.values("batch", "padding_share")) for part in chosen]
