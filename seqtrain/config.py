@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from seqtrain.data.labels import TASKS
 from seqtrain.errors import ConfigError
 
 
@@ -58,13 +59,6 @@ def check_device(value: str, name: str) -> None:
         raise ConfigError(f"{name}: expected auto, cpu, mps, cuda or cuda:N, found {value!r}.")
 
 
-TASKS = (
-    "classification",
-    "multilabel",
-    "regression",
-    "residue_classification",
-    "residue_regression",
-)
 NORMS = (
     "masked_batch",
     "batch",

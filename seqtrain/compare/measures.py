@@ -14,8 +14,7 @@ from seqtrain.data.batching import Batch, collate, plan_batches
 from seqtrain.data.labels import is_regression
 from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
-from seqtrain.nn.norms import MaskedBatchNorm1d, update_bn_stats
-from seqtrain.nn.plain_norms import LeakyBatchNorm
+from seqtrain.nn.norms import update_bn_stats
 from seqtrain.training import calibration
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
@@ -79,7 +78,7 @@ def running_statistics_error(
         in exact standard deviations; ``log_var``, the absolute log ratio of the variances; both
         averaged over channels. Empty without running statistics.
     """
-    exact = _with_masked_norms(model)
+    exact = copy.deepcopy(model)
     device = next(model.parameters()).device
     if not list(_running_norms(exact)):
         return []
@@ -99,20 +98,6 @@ def running_statistics_error(
             {"layer": layer, "mean": float(mean), "log_var": float(ratio.log().abs().mean())}
         )
     return rows
-
-
-def _with_masked_norms(model: SequenceModel) -> SequenceModel:
-    """A copy whose plain batch norms are masked ones: the same function where nothing is padded.
-
-    ``update_bn_stats`` takes a plain norm's channels to be axis 1, and ours lie behind.
-    """
-    masked = copy.deepcopy(model)
-    for name, norm in list(masked.named_modules()):
-        if isinstance(norm, LeakyBatchNorm):
-            new = MaskedBatchNorm1d(norm.num_features, eps=norm.eps, channel_dim=-1)
-            new.load_state_dict(norm.state_dict())
-            masked.set_submodule(name, new.to(norm.weight.device))
-    return masked
 
 
 def _running_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
