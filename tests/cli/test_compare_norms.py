@@ -108,6 +108,30 @@ def test_an_arm_that_fails_is_reported_and_the_others_go_on(
     assert "none-random-cnn, seed 0" in report[report.index("## Arms without a result") :]
 
 
+def test_batchings_and_encoders_are_crossed_and_each_has_its_reference(
+    train_options: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "norms"
+    asked = ["compare-norms", *train_options, "trainer.max_epochs=1", "-o", str(out), "--quiet"]
+    asked += ["--norms", "batch", "--seeds", "1", "--batching", "random,packed"]
+    done = run_here(*asked, "--encoders", "cnn,transformer")
+    assert done.exit_code == 0, done.output
+    rows = rows_of(out)
+    ways = [(row["encoder"], row["batching"]) for row in rows]
+    assert ways == [(e, b) for e in ("cnn", "transformer") for b in ("random", "packed")]
+    assert [float(row["padding_share"]) > 0 for row in rows] == [True, False] * 2
+    pairs = [
+        [cell.strip() for cell in line.split("|")[1:3]]
+        for line in (out / "report.md").read_text().splitlines()
+        if line.startswith("| batch, ") and "| batch, " in line[3:]
+    ]
+    assert pairs == [
+        ["batch, packed, cnn", "batch, random, cnn"],
+        ["batch, random, transformer", "batch, random, cnn"],
+        ["batch, packed, transformer", "batch, random, transformer"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
