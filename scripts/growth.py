@@ -63,16 +63,16 @@ def trainer_on(dataset: Any, encoder: str, max_tokens: int, folder: Path) -> Any
     return Trainer(model, objective, optimizer, settings, dataset, dataset, RunDir(folder))
 
 
-def median_step(trainer: Any, batches: Sequence[Any]) -> float:
-    """Seconds of a step, the first one left out."""
+def quickest_step(trainer: Any, batches: Sequence[Any]) -> float:
+    """Seconds per residue of the step least disturbed by other work; the first one is left out."""
     from seqtrain.data.batching import collate
 
     seconds = []
     for index in batches:
         began = time.perf_counter()
         trainer.step([collate(trainer.train, index, packed=True)])
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[(len(seconds) - 1) // 2]
+        seconds.append((time.perf_counter() - began) / int(trainer.train.lengths[index].sum()))
+    return min(seconds[1:])
 
 
 def train_records(_kind: str, size: int, folder: Path) -> Point:
@@ -85,7 +85,7 @@ def train_records(_kind: str, size: int, folder: Path) -> Point:
     plan = plan_batches(dataset.lengths, "packed", max_tokens=8192)
     planned = time.perf_counter() - began
     trainer = trainer_on(dataset, "cnn", 8192, folder)
-    return {"seconds": median_step(trainer, plan[:21]), "plan_seconds": planned}
+    return {"seconds": 8192 * quickest_step(trainer, plan[:21]), "plan_seconds": planned}
 
 
 def predict_records(_kind: str, size: int, folder: Path) -> Point:
@@ -126,7 +126,9 @@ def step_of(encoder: str, number: int, length: int, folder: Path) -> Point:
 
     dataset = draw_dataset(number, length=length)
     trainer = trainer_on(dataset, encoder, number * length, folder)
-    return {"seconds": median_step(trainer, [np.arange(number)] * (6 if encoder == "cnn" else 2))}
+    num_steps = 6 if encoder == "cnn" else 2
+    per_residue = quickest_step(trainer, [np.arange(number)] * num_steps)
+    return {"seconds": number * length * per_residue}
 
 
 MEASURES: dict[str, Callable[[str, int, Path], Point]] = {
@@ -222,8 +224,13 @@ def draw(points: list[Point], docs: Path) -> None:
 
 
 def _finish(axes: Any, xlabel: str, ylabels: Sequence[str]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     for axis, ylabel in zip(axes, ylabels, strict=True):
-        axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        is_memory = ylabel.startswith("MB")
+        axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+        axis.set(yscale="linear" if is_memory else "log", ylim=(0, None) if is_memory else None)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.25)
         axis.legend(frameon=False, fontsize=9)
 
