@@ -24,6 +24,7 @@ HEADS = {
     "multilabel": MultilabelHead,
     "regression": RegressionHead,
     "residue_classification": ClassHead,
+    "residue_regression": RegressionHead,
 }
 
 
@@ -81,7 +82,7 @@ def test_norms_begin_alike_so_that_arms_of_a_comparison_share_their_weights() ->
 @pytest.mark.parametrize("task", sorted(CODECS))
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_combination_is_built_and_answers(encoder: str, task: str, pooling: str) -> None:
-    is_residue = task == "residue_classification"
+    is_residue = task.startswith("residue")
     config = tiny_config(encoder, pooling=None if is_residue else pooling)
     model = build_model(config, TOKENIZER, CODECS[task]).eval()
     assert type(model.head) is HEADS[task]
