@@ -220,6 +220,8 @@ def draw_targets(task: str, lengths: list[int], seed: int, width: int) -> Tensor
     for row, length in zip(targets, lengths, strict=True):
         drawn = torch.randint(-1, 3, (length,), generator=generator)
         row[:length] = torch.where(drawn < 0, IGNORE, drawn)
+    if task == "residue_regression":
+        return torch.where(targets == IGNORE, torch.nan, targets.double())
     return targets
 
 
