@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from masked_inputs import KINDS, make_mask, poisoned
 from oracles import batch_norm_by_channel, batch_norm_gradient, real_rows
@@ -106,6 +106,15 @@ def some_input(
     options=st.sampled_from(OPTIONS),
     seed=st.integers(0, 2**16),
 )
+@example(
+    shape=(1, 3, 3),
+    kind="right",
+    dtype=torch.float32,
+    strides="channels slow",
+    channel_dim=0,
+    options={},
+    seed=3,
+)
 def test_fused_and_plain_agree_and_each_repeats_its_bits(
     loops_in: str,
     shape: tuple[int, int, int],
@@ -129,9 +138,12 @@ def test_fused_and_plain_agree_and_each_repeats_its_bits(
         plainly(patch)
         plain = once()
     tolerance = 200 * torch.finfo(dtype).eps
+    # Gradients are differences of terms as large as the inverse of the standard deviation.
+    spread = x[mask].double().var(0, correction=0).min() if mask.any() else torch.tensor(1.0)
+    largest = max(1.0, float((spread + norm.eps).rsqrt()))
     for name, value in fused.items():
         assert torch.equal(value, again[name]), name
-        torch.testing.assert_close(value, plain[name], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(value, plain[name], rtol=tolerance, atol=tolerance * largest)
     for name in ("out", "dx", "evaluation"):
         assert (fused[name][~mask] == 0).all()
 
