@@ -12,6 +12,7 @@ from seqtrain.bench.report import Figure, Report, describe_machine
 from seqtrain.bench.timing import alternate, paired_ratio
 from seqtrain.masking import lengths_to_mask
 from seqtrain.nn.norms import MaskedBatchNorm1d
+from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.choice import KERNELS, fused_batch_norm
 
 # What is to be reached over torch's own, at no and at half padding.
@@ -54,7 +55,7 @@ def _is_fused(settings: NormBench) -> bool:
     shape = (settings.batch_size, settings.length, settings.channels[0])
     states = torch.zeros(shape, device=settings.device, dtype=settings.precision)
     mask = states.new_ones(*shape[:2], 1, dtype=torch.bool)
-    out = fused_batch_norm(states, mask, None, None, None, True, None, 1e-5, 2, 2)
+    out = fused_batch_norm(Call(states, mask, None, None, None, True, None, 1e-5, 2, 2))
     return out is not None
 
 

@@ -1,6 +1,6 @@
 """The repeated parts of the encoders. Hidden states are ``(B, L, C)``, contiguous.
 
-A packed batch is ``(1, R, C)``; the layout says which form it is.
+A packed batch is ``(1, R, C)``, or ``(1, P, C)`` with gaps; the layout says which form it is.
 
 A norm is called as ``norm(x, mask)`` and decides what it leaves at padded positions: every one
 but the leaky batch norm leaves exact zeros.
@@ -15,8 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from seqtrain.nn.layout import Layout, with_gaps
-from seqtrain.nn.norms import MaskedGroupNorm, MaskedInstanceNorm1d, MaskedLayerNorm
+from seqtrain.nn.layout import Layout
+from seqtrain.nn.norms import (
+    MaskedBatchNorm,
+    MaskedGroupNorm,
+    MaskedInstanceNorm1d,
+    MaskedLayerNorm,
+)
 from seqtrain.nn.products import convolve, convolve_row, linear
 
 NormFactory = Callable[[int], nn.Module]
@@ -33,15 +38,15 @@ class ChannelsLastConv1d(nn.Conv1d):
     def forward(  # type: ignore[override]  # the layout says where sequences end
         self, input: Float[Tensor, "B L C"], layout: Layout
     ) -> Float[Tensor, "B L D"]:
-        """Convolved states, as long as the input; sequences do not see each other."""
+        """Convolved states, as long as the input.
+
+        Sequences do not see each other if what lies between them is zero and at least as wide as
+        the convolution reaches.
+        """
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        dilation, bias = self.dilation[0], self.bias
-        assert bias is not None
-        if layout.sequences is None:
-            return convolve(input, weight, bias, dilation, self.reach)
-        return with_gaps(
-            input, layout, self.reach, lambda row: convolve_row(row, weight, bias, dilation)
-        )
+        assert self.bias is not None
+        form = convolve if layout.places is None else convolve_row
+        return form(input, weight, self.bias, self.dilation[0], self.reach)
 
 
 class Linear(nn.Linear):
@@ -57,9 +62,13 @@ def normalize(norm: nn.Module, x: Tensor, layout: Layout) -> Tensor:
 
     Args:
         norm: Called as ``norm(x, mask)`` on a padded batch.
-        x: ``(B, L, C)``, or ``(1, R, C)`` packed.
+        x: ``(B, L, C)``, or packed ``(1, R, C)`` or with gaps ``(1, P, C)``.
         layout: Says which.
     """
+    if layout.places is not None and not isinstance(norm, MaskedBatchNorm):
+        # A gap is nobody's padding: a norm that counts padding must not count it.
+        closed = layout._replace(mask=None, places=None)
+        return layout.open(normalize(norm, layout.close(x), closed))
     by_sequence = isinstance(norm, MaskedInstanceNorm1d | MaskedGroupNorm) or (
         isinstance(norm, MaskedLayerNorm) and norm.over == "sequence"
     )
@@ -85,9 +94,14 @@ class ChannelDropout(nn.Module):
         super().__init__()
         self.p = p
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything may be dropped."""
+        return self.training and self.p > 0
+
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """``x`` with dropped channels at zero and the others scaled up to keep the mean."""
-        if not self.training or self.p == 0:
+        if not self.is_active:
             return x
         kept = x.new_empty(layout.num_sequences, x.shape[2]).bernoulli_(1 - self.p).div_(1 - self.p)
         return x * (kept[:, None] if layout.sequences is None else kept[layout.sequences])
@@ -110,9 +124,13 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:
         """The states after this block."""
-        update: Tensor = self.dropout(
-            F.relu(normalize(self.norm, self.conv(x, layout), layout)), layout
-        )
+        states = self.conv(x, layout)
+        if isinstance(self.norm, MaskedBatchNorm):
+            # All in one pass over the states, where a kernel runs.
+            whole = not self.dropout.is_active
+            out: Tensor = self.norm(states, layout.mask, relu=True, residual=x if whole else None)
+            return out if whole else x + self.dropout(out, layout)
+        update: Tensor = self.dropout(F.relu(normalize(self.norm, states, layout)), layout)
         return x + update
 
 

@@ -3,11 +3,10 @@
 Two forms carry the same sequences. *Padded*: one sequence a row, ``(B, L)``. *Packed*: all
 residues end to end in a single row, ``(1, R)``, with no padding at all. What works on each
 position alone, and every norm, runs on either. What looks at neighbours opens a packed batch:
-a convolution by gaps as wide as it reaches (:func:`with_gaps`), pooling and attention into a few
-:class:`Grid` of similar lengths.
+convolutions by gaps as wide as they reach (:meth:`Layout.with_gaps`), pooling and attention into a
+few :class:`Grid` of similar lengths.
 """
 
-from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -110,20 +109,23 @@ class Layout(NamedTuple):
     """The real positions of a batch and what belongs together."""
 
     mask: Tensor | None
-    """Bool ``(B, L)``, True at a real residue; None when packed: every position is real."""
+    """Bool ``(B, L)``, True at a real residue; None when packed end to end: all are."""
     positions: Tensor
     """Int64 ``(L,)`` or ``(B, L)``: place within the sequence, from 0."""
     spans: tuple[tuple[int, int, int], ...] | None
     """Row, first column and length of each sequence; None where a program is traced, or where
     going through them one by one would be slow."""
     sequences: Tensor | None = None
-    """Packed: int64 ``(R,)``, the number of the sequence that each residue belongs to."""
+    """Packed: int64 ``(R,)``, the number of the sequence that each position belongs to."""
     ends: Tensor | None = None
     """Packed: int64 ``(S,)``, where each sequence ends among the residues."""
     longest: int = 0
     """Packed: residues of the longest sequence."""
     grids: tuple[Grid, ...] | None = None
     """Packed: all sequences, in order."""
+    places: Places | None = None
+    """Packed with gaps: where the residues lie. Mask and sequences are of the positions of the row,
+    all else is of the residues."""
 
     @property
     def num_sequences(self) -> int:
@@ -142,33 +144,33 @@ class Layout(NamedTuple):
         rows = x.squeeze(0).split([len(grid.places.real) for grid in self.grids])
         return list(zip(self.grids, rows, strict=True))
 
+    def with_gaps(self, reach: int) -> "Layout":
+        """Of the same packed residues with ``reach`` empty positions between two sequences.
 
-def with_gaps(
-    x: Tensor, layout: Layout, reach: int, transform: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """A packed ``(1, R, C)`` transformed with ``reach`` zeros around each sequence.
+        The row is filled up to a multiple of ``ROW_QUANTUM``.
+        """
+        assert self.sequences is not None, "only a packed batch has sequences side by side"
+        assert self.ends is not None, "only a packed batch has sequences side by side"
+        R, S, device = len(self.sequences), len(self.ends), self.ends.device
+        last = R + max(S - 1, 0) * reach
+        size = -(-last // ROW_QUANTUM) * ROW_QUANTUM
+        gaps = self.ends[:-1] + reach * torch.arange(max(S - 1, 0), device=device)
+        gaps = (gaps[:, None] + torch.arange(reach, device=device)).flatten()
+        empty = torch.cat([gaps, torch.arange(last, size, device=device)])
+        real = torch.arange(R, device=device) + self.sequences * reach
+        places = Places.of(real, empty)
+        mask = torch.ones(1, size, dtype=torch.bool, device=device).index_fill_(1, empty, False)
+        return self._replace(mask=mask, sequences=self.sequences[places.source], places=places)
 
-    Args:
-        x: Packed states.
-        layout: Of them.
-        reach: How far ``transform`` looks to either side.
-        transform: From ``(1, n + 2 * reach, C)`` to ``(1, n, D)``, n a multiple of ``ROW_QUANTUM``.
-    """
-    assert layout.sequences is not None, "only a packed batch has sequences side by side"
-    assert layout.ends is not None, "only a packed batch has sequences side by side"
-    R, S, device = x.shape[1], len(layout.ends), x.device
-    places = torch.arange(R, device=device) + layout.sequences * reach
-    gaps = layout.ends[:-1] + reach * torch.arange(S - 1, device=device)
-    gaps = (gaps[:, None] + torch.arange(reach, device=device)).flatten()
-    last = R + (S - 1) * reach
-    size = -(-last // ROW_QUANTUM) * ROW_QUANTUM
-    rest = torch.arange(last, size + reach, device=device)
-    lead = torch.arange(reach, device=device)
-    row = _spread(
-        x.squeeze(0), Places.of(places + reach, torch.cat([lead, gaps + reach, rest + reach]))
-    )
-    out = transform(row[None]).squeeze(0)
-    return _pick(out, Places.of(places, torch.cat([gaps, rest[: size - last]])))[None]
+    def open(self, x: Tensor) -> Tensor:
+        """Of residues end to end, ``(1, R, ...)``, the row with gaps, zeros in them."""
+        assert self.places is not None, "the layout has gaps"
+        return _spread(x.squeeze(0), self.places)[None]
+
+    def close(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`open`."""
+        assert self.places is not None, "the layout has gaps"
+        return _pick(x.squeeze(0), self.places)[None]
 
 
 def padded_layout(lengths: Tensor, width: int, device: torch.device | None = None) -> Layout:

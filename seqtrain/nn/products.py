@@ -27,18 +27,21 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, padding: in
     return _rows(out) + bias.to(out.dtype)
 
 
-def convolve_row(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    """A ``(1, n + reach, C)`` row convolved without padding, ``(1, n, D)``.
+def convolve_row(row: Tensor, weight: Tensor, bias: Tensor, dilation: int, padding: int) -> Tensor:
+    """The same for a single long row, ``(1, n, C)``: on a CPU its gradient in pieces.
 
     Args:
         row: Contiguous states.
         weight: ``(D, C, 1, k)``, contiguous as channels-last; it reaches ``dilation * (k - 1)``.
         bias: ``(D,)``.
         dilation: Between the taps.
+        padding: Half of what it reaches.
     """
     if not _runs_eagerly_on_cpu(row):
-        return convolve(row, weight, bias, dilation, 0)
-    out: Tensor = _RowConvolution.apply(row, weight, bias, dilation)  # type: ignore[no-untyped-call]
+        return convolve(row, weight, bias, dilation, padding)
+    out: Tensor = _RowConvolution.apply(  # type: ignore[no-untyped-call]
+        row, weight, bias, dilation, padding
+    )
     return out
 
 
@@ -70,26 +73,27 @@ class _RowConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-        return _rows(F.conv2d(_image(row), weight, bias, dilation=(1, dilation)))
+    def forward(row: Tensor, weight: Tensor, bias: Tensor, dilation: int, padding: int) -> Tensor:
+        out = F.conv2d(_image(row), weight, bias, padding=(0, padding), dilation=(1, dilation))
+        return _rows(out)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        row, weight, _, ctx.dilation = inputs
+        row, weight, _, ctx.dilation, ctx.padding = inputs
         ctx.save_for_backward(row, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         row, weight = ctx.saved_tensors
-        wants_row, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_row, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad = grad.contiguous()
         grad_row = grad_weight = None
         if wants_row:
-            grad_row = _rows(_gradients(grad, row, weight, ctx.dilation, 0))
+            grad_row = _rows(_gradients(grad, row, weight, 0, ctx.dilation, ctx.padding))
         if wants_weight:
-            pieces, grad_pieces = _in_pieces(row, grad)
-            grad_weight = _gradients(grad_pieces, pieces, weight, ctx.dilation, 1)
-        return grad_row, grad_weight, grad.sum((0, 1)) if wants_bias else None, None
+            pieces, grad_pieces = _in_pieces(row, grad, ctx.padding)
+            grad_weight = _gradients(grad_pieces, pieces, weight, 1, ctx.dilation)
+        return grad_row, grad_weight, grad.sum((0, 1)) if wants_bias else None, None, None
 
 
 class _Linear(torch.autograd.Function):
@@ -129,10 +133,12 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         return total
     kernel = x.new_empty(grad.shape[1], x.shape[1], 1, 1)  # only its shape is read
     grads, rows = (part[:whole].view(-1, PIECE, part.shape[1]) for part in (grad, x))
-    return total + _gradients(grads, rows, kernel, 1, 1)[:, :, 0, 0]
+    return total + _gradients(grads, rows, kernel, 1)[:, :, 0, 0]
 
 
-def _gradients(grad: Tensor, rows: Tensor, weight: Tensor, dilation: int, which: int) -> Tensor:
+def _gradients(
+    grad: Tensor, rows: Tensor, weight: Tensor, which: int, dilation: int = 1, padding: int = 0
+) -> Tensor:
     """The gradient of the rows (0) or of the weight (1)."""
     wanted = [which == 0, which == 1, False]
     found = torch.ops.aten.convolution_backward(
@@ -141,7 +147,7 @@ def _gradients(grad: Tensor, rows: Tensor, weight: Tensor, dilation: int, which:
         weight,
         None,
         [1, 1],
-        [0, 0],
+        [0, padding],
         [1, dilation],
         False,
         [0, 0],
@@ -152,14 +158,18 @@ def _gradients(grad: Tensor, rows: Tensor, weight: Tensor, dilation: int, which:
     return gradient
 
 
-def _in_pieces(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Overlapping pieces of the row, and the gradients of what each of them gave."""
-    n, C = grad.shape[1], row.shape[2]
-    if n % PIECE:
-        return row, grad
-    reach = row.shape[1] - n
-    pieces = row.as_strided((n // PIECE, PIECE + reach, C), (PIECE * C, C, 1))
-    return pieces.contiguous(), grad.view(n // PIECE, PIECE, grad.shape[2])
+def _in_pieces(row: Tensor, grad: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """The row in pieces, each between the ends of its neighbours, and the gradients of each."""
+    n, C = row.shape[1:]
+    if n % PIECE or reach > PIECE or torch.is_grad_enabled():  # to be differentiated again
+        return F.pad(row, (0, 0, reach, reach)), grad
+    inner = row.view(-1, PIECE, C)
+    pieces = row.new_empty(len(inner), reach + PIECE + reach, C)
+    left, middle, right = pieces.split([reach, PIECE, reach], dim=1)
+    left[0], right[-1] = 0, 0
+    left[1:], right[:-1] = inner[:-1, PIECE - reach :], inner[1:, :reach]
+    middle.copy_(inner)
+    return pieces, grad.view(-1, PIECE, grad.shape[2])
 
 
 def _image(rows: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The parts of the encoders against plain torch, one sequence at a time."""
 
+import copy
 import math
 
 import pytest
@@ -19,14 +20,14 @@ from seqtrain.nn.blocks import (
     TransformerBlock,
     normalize,
 )
-from seqtrain.nn.layout import Layout, packed_layout, padded_layout
+from seqtrain.nn.layout import ROW_QUANTUM, Layout, packed_layout, padded_layout
 from seqtrain.nn.norms import (
     MaskedBatchNorm1d,
     MaskedGroupNorm,
     MaskedInstanceNorm1d,
     MaskedLayerNorm,
 )
-from seqtrain.nn.plain_norms import NoNorm
+from seqtrain.nn.plain_norms import LeakyBatchNorm, NoNorm, PlainBatchNorm
 
 CPU = torch.device("cpu")
 lengths_drawn = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -46,8 +47,15 @@ def forms(lengths: list[int], channels: int, seed: int = 0) -> list[tuple[Tensor
     return [(x, padded), (x[padded.mask][None], packed_layout(counts, CPU))]
 
 
+def opened(x: Tensor, layout: Layout, reach: int) -> tuple[Tensor, Layout]:
+    """The same packed states with gaps."""
+    layout = layout.with_gaps(reach)
+    return layout.open(x), layout
+
+
 def split(x: Tensor, layout: Layout, lengths: list[int]) -> list[Tensor]:
     """The residues of each sequence."""
+    x = x if layout.places is None else layout.close(x)
     if layout.sequences is not None:
         return list(x[0].split(lengths))
     return [row[:length] for row, length in zip(x, lengths, strict=True)]
@@ -84,6 +92,25 @@ class TestLayout:
             assert grid.mask.sum() == len(rows)
             assert grid.mask.numel() - grid.mask.sum() <= 256
         assert sum(len(grid.mask) for grid in layout.grids) == len(lengths)
+
+    @given(lengths=lengths_drawn, reach=st.integers(0, 9))
+    def test_gaps_are_empty_and_as_wide_as_asked(self, lengths: list[int], reach: int) -> None:
+        x, layout = forms(lengths, 2)[1]
+        row, layout = opened(x, layout, reach)
+        assert layout.mask is not None
+        wanted: list[float] = []
+        for own in split(x, packed_layout(torch.tensor(lengths), CPU), lengths):
+            wanted += [*own[:, 0].tolist(), *[0.0] * reach]
+        wanted = wanted[: len(wanted) - reach]
+        assert row.shape[1] % ROW_QUANTUM == 0
+        assert row.shape[1] - len(wanted) < ROW_QUANTUM
+        assert row[0, :, 0].tolist() == wanted + [0.0] * (row.shape[1] - len(wanted))
+        assert torch.equal(row[layout.mask], x[0])
+        assert torch.equal(layout.close(row), x)
+
+    def test_an_empty_batch_has_an_empty_row(self) -> None:
+        layout = packed_layout(torch.tensor([], dtype=torch.int64), CPU).with_gaps(3)
+        assert layout.open(torch.zeros(1, 0, 2)).shape == (1, 0, 2)
 
     def test_opening_and_closing_a_grid_has_the_right_gradients(self) -> None:
         layout = packed_layout(torch.tensor([4, 2, 1]), CPU)
@@ -122,7 +149,8 @@ class TestConvolution:
     ) -> None:
         torch.manual_seed(seed)
         conv = ChannelsLastConv1d(3, 4, 5, dilation)
-        for x, layout in forms(lengths, 3, seed):
+        padded, packed = forms(lengths, 3, seed)
+        for x, layout in (padded, opened(*packed, conv.reach), opened(*packed, conv.reach + 3)):
             residues = split(x, layout, lengths)
             found = split(conv(x, layout), layout, lengths)
             for own, out in zip(residues, found, strict=True):
@@ -174,11 +202,24 @@ class TestNormalize:
     )
     def test_a_packed_batch_is_normalized_as_a_padded_one(self, norm: nn.Module) -> None:
         lengths = [9, 3, 1, 20]
+        padded, packed = forms(lengths, 4)
         found = [
-            split(normalize(norm, x, layout), layout, lengths) for x, layout in forms(lengths, 4)
+            split(normalize(norm, x, layout), layout, lengths)
+            for x, layout in (padded, packed, opened(*packed, 3))
         ]
-        for a, b in zip(*found, strict=True):
+        for a, b, c in zip(*found, strict=True):
             torch.testing.assert_close(a, b)
+            torch.testing.assert_close(a, c)
+
+    @pytest.mark.parametrize("norm", [LeakyBatchNorm(4), PlainBatchNorm(4), NoNorm()])
+    def test_gaps_are_no_padding_and_come_out_empty(self, norm: nn.Module) -> None:
+        x, layout = forms([9, 3, 1, 20], 4)[1]
+        wanted = copy.deepcopy(norm)(x, None)
+        row, layout = opened(x, layout, 3)
+        assert layout.mask is not None
+        out = normalize(norm, row, layout)
+        assert torch.equal(layout.close(out), wanted)
+        assert not out[~layout.mask].any()
 
     def test_a_single_packed_residue_is_normalized_as_in_evaluation(self) -> None:
         norm = MaskedBatchNorm1d(4, channel_dim=-1).train()

@@ -14,7 +14,8 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def plain(row: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
-    out = F.conv1d(row.transpose(1, 2), weight.squeeze(2), bias, dilation=dilation)
+    options = {"padding": "same", "dilation": dilation}
+    out = F.conv1d(row.transpose(1, 2), weight.squeeze(2), bias, **options)
     return out.transpose(1, 2)
 
 
@@ -24,13 +25,13 @@ def as_kernel(weight: Tensor) -> Tensor:
 
 # Whole pieces, one piece, and a row that no piece divides.
 @pytest.mark.parametrize("width", [3 * PIECE, PIECE, 17])
-@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (5, 1), (7, 4)])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (5, 1), (7, 4), (3, PIECE + 1)])
 def test_a_row_is_convolved_as_torch_does_with_the_same_gradients(
     width: int, kernel_size: int, dilation: int
 ) -> None:
-    row, weight = drawn(1, width + (kernel_size - 1) * dilation, 3), drawn(4, 3, 1, kernel_size)
-    bias = drawn(4, seed=2)
-    found = convolve_row(row, as_kernel(weight), bias, dilation)
+    row, weight, bias = drawn(1, width, 3), drawn(4, 3, 1, kernel_size), drawn(4, seed=2)
+    reach = (kernel_size - 1) // 2 * dilation
+    found = convolve_row(row, as_kernel(weight), bias, dilation, reach)
     wanted = plain(row, weight, bias, dilation)
     torch.testing.assert_close(found, wanted)
     assert found.is_contiguous()
@@ -44,10 +45,10 @@ def test_a_row_is_convolved_as_torch_does_with_the_same_gradients(
 
 
 def test_a_row_has_second_derivatives() -> None:
-    row, weight, bias = drawn(1, PIECE + 2, 1), drawn(1, 1, 1, 3), drawn(1)
+    row, weight, bias = drawn(1, PIECE, 1), drawn(1, 1, 1, 3), drawn(1)
 
     def first(row: Tensor, weight: Tensor) -> Tensor:
-        out = convolve_row(row, as_kernel(weight), bias, 1)
+        out = convolve_row(row, as_kernel(weight), bias, 1, 1)
         return torch.autograd.grad((out**3).sum(), weight, create_graph=True)[0]
 
     def wanted(row: Tensor, weight: Tensor) -> Tensor:
@@ -64,11 +65,11 @@ def test_a_row_has_second_derivatives() -> None:
 
 @pytest.mark.parametrize("wanted", ["row", "weight", "bias"])
 def test_only_the_gradient_that_is_wanted_is_computed(wanted: str) -> None:
-    tensors = {"row": drawn(1, PIECE + 2, 2), "weight": drawn(2, 2, 1, 3), "bias": drawn(2)}
+    tensors = {"row": drawn(1, PIECE, 2), "weight": drawn(2, 2, 1, 3), "bias": drawn(2)}
     for name, tensor in tensors.items():
         tensor.requires_grad_(name == wanted)
     row, weight, bias = tensors.values()
-    convolve_row(row, as_kernel(weight), bias, 1).sum().backward()
+    convolve_row(row, as_kernel(weight), bias, 1, 1).sum().backward()
     assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [wanted]
 
 
@@ -106,5 +107,5 @@ def test_oneDNN_computes_it_in_float32_and_torch_in_anything_else() -> None:  # 
     assert "_Linear" not in type(wide.grad_fn).__name__
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, bias).dtype == torch.bfloat16
-        row = convolve_row(x.detach()[None], as_kernel(drawn(2, 3, 1, 3).float()), bias, 1)
+        row = convolve_row(x.detach()[None], as_kernel(drawn(2, 3, 1, 3).float()), bias, 1, 1)
         assert row.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.config import ENCODERS
 from seqtrain.data.batching import collate, plan_batches
-from seqtrain.nn.layout import ROW_QUANTUM
+from seqtrain.nn.layout import ROW_QUANTUM, Layout
 from seqtrain.training.losses import sequence_loss
 
 LENGTHS = [60, 41, 30, 30, 7, 1]
@@ -100,11 +100,14 @@ def test_no_operation_fills_or_copies_all_states_once_per_sequence(encoder: str)
     model = tiny_model(encoder, "masked_batch" if encoder == "cnn" else "layer").train()
     with Calls() as calls:
         packed_step(model, CPU)
-    for name in ("slice_backward", "select_backward", "index_put", "_index_put_impl_", "index_add"):
+    for name in ("slice_backward", "select_backward", "index_put", "_index_put_impl_"):
         assert calls.large[name] == 0, name
+    # While operations are watched a norm takes its plain form, which gathers rows once.
+    norms = len(model.encoder.blocks) if encoder == "cnn" else 0
+    assert calls.large["index_add"] <= norms
     copies = sum(calls.large[name] for name in ("clone", "copy_", "_to_copy", "fill_", "zero_"))
-    # A convolution's gradient of the kernel cuts its row in pieces.
-    assert copies <= (len(model.encoder.blocks) if encoder == "cnn" else 0)
+    # A convolution's gradient of the kernel cuts its row in pieces; a norm's plain form fills one.
+    assert copies <= 2 * norms
 
 
 def test_a_convolution_computes_gaps_and_less_than_a_quantum_more() -> None:
@@ -112,10 +115,30 @@ def test_a_convolution_computes_gaps_and_less_than_a_quantum_more() -> None:
     with Calls() as calls:
         packed_step(model, CPU)
     widths = [shape[-1] for shape in calls.shapes["convolution"]]
-    for block, width in zip(model.encoder.blocks, widths, strict=True):
-        reach = block.conv.reach
-        needed = sum(LENGTHS) + (len(LENGTHS) - 1) * reach
-        assert needed <= width - 2 * reach < needed + ROW_QUANTUM
+    assert len(widths) == len(model.encoder.blocks)
+    needed = sum(LENGTHS) + (len(LENGTHS) - 1) * model.encoder.reach
+    for width in widths:
+        assert needed <= width < needed + ROW_QUANTUM
+
+
+def test_a_row_is_opened_and_closed_once_for_all_convolutions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    def counting(name: str) -> Callable[[Layout, Tensor], Tensor]:
+        plain = getattr(Layout, name)
+
+        def counted(self: Layout, x: Tensor) -> Tensor:
+            done.append(name)
+            return plain(self, x)
+
+        return counted
+
+    for name in ("open", "close"):
+        monkeypatch.setattr(Layout, name, counting(name))
+    packed_step(tiny_model("cnn").train(), CPU)
+    assert done == ["open", "close"]
 
 
 def test_an_epoch_of_packed_rows_comes_in_few_widths() -> None:

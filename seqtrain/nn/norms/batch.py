@@ -63,15 +63,22 @@ class MaskedBatchNorm(WideBuffers, _BatchNorm):
         self.widen_buffers()
 
     def forward(
-        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+        self,
+        input: Float[Tensor, "..."],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        relu: bool = False,
+        residual: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "..."]:
-        """``input`` normalized over its real positions, with zeros at padding.
+        """``residual + relu(norm)``: ``input`` normalized over its real positions, 0 at padding.
 
         Args:
             input: Features with C channels at ``channel_dim``.
             mask: True where real, ``(B, L)`` for ``(B, C, L)`` or ``(B, L, C)``; or of the input's
                 rank with 1 or C channels. Without one, that of ``mask_context``; without that too,
                 all positions count, by torch's own batch norm.
+            relu: Apply ``torch.relu``, in the same pass where a kernel runs.
+            residual: Like ``input``, added last, likewise.
         """
         self._check_input_dim(input)
         tracked = self.track_running_stats or not self.training
@@ -91,6 +98,8 @@ class MaskedBatchNorm(WideBuffers, _BatchNorm):
             min_count=self.min_count,
             running_weight=self.running_weight,
             group=self.ranks() if self.training else None,
+            relu=relu,
+            residual=residual,
         )
 
     def ranks(self) -> dist.ProcessGroup | None:

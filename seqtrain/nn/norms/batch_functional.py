@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.choice import fused_batch_norm
-from seqtrain.nn.norms.masks import place_mask
+from seqtrain.nn.norms.masks import place_mask, select_real
 from seqtrain.nn.norms.moments import masked_moments, pool_moments
 from seqtrain.nn.norms.rows import over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
@@ -30,6 +31,8 @@ def masked_batch_norm(
     min_count: int = 2,
     running_weight: Float[Tensor, " C"] | None = None,
     group: dist.ProcessGroup | None = None,
+    relu: bool = False,
+    residual: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
     """Batch norm by the mean and variance of the real positions alone (Ioffe and Szegedy 2015).
 
@@ -52,9 +55,11 @@ def masked_batch_norm(
         running_weight: Running number of real positions per channel. Given, a batch moves the
             running statistics in proportion to its real positions, not as one batch among others.
         group: Ranks that share their statistics.
+        relu: Apply ``torch.relu`` to what is normalized, in the same pass where a kernel runs.
+        residual: Like ``input``, added last, likewise.
 
     Returns:
-        A tensor like ``input``, 0 at padding.
+        ``residual + relu(norm)``, a tensor like ``input``, 0 at padding.
 
     Raises:
         TypeError: The mask is not boolean, or buffers to be updated are narrower than float32.
@@ -64,7 +69,8 @@ def masked_batch_norm(
     if running_mean is not None and running_var is not None:
         running = RunningStatistics(running_mean, running_var, num_batches_tracked, running_weight)
     if mask is None and group is None:
-        return _plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
+        out = _plain_batch_norm(input, running, weight, bias, training, momentum, eps, channel_dim)
+        return activate(out, None, relu, residual)
     if running is None and not training:
         raise ValueError("training=False needs running_mean and running_var")
     mask = place_mask(mask, input, channel_dim)
@@ -76,12 +82,29 @@ def masked_batch_norm(
         return standardize(input, mask, statistics, weight, bias, channel_dim)
 
     if mask is not None and group is None:
-        fused = fused_batch_norm(
-            input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count
-        )
+        options = (training, momentum, eps, channel_dim, min_count, relu, residual)
+        fused = fused_batch_norm(Call(input, mask, running, weight, bias, *options))
         if fused is not None:
             return fused
-    return over_real_rows(norm, input, mask, channel_dim)
+    return activate(over_real_rows(norm, input, mask, channel_dim), mask, relu, residual)
+
+
+def activate(
+    normal: Float[Tensor, "..."],
+    mask: Bool[Tensor, "..."] | None,
+    relu: bool,
+    residual: Float[Tensor, "..."] | None,
+) -> Float[Tensor, "..."]:
+    """``residual + relu(normal)``, 0 at padding.
+
+    Args:
+        normal: 0 at padding.
+        mask: Of its rank; ``None`` for all.
+        relu: Whether to.
+        residual: Like ``normal``, if there is any.
+    """
+    normal = F.relu(normal) if relu else normal
+    return normal if residual is None else select_real(residual + normal, mask)
 
 
 @torch.no_grad()

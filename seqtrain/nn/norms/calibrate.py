@@ -91,7 +91,7 @@ class _Collector:
             self.moments = new
 
 
-def _arguments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def _arguments(input: Tensor, mask: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor | None]:
     """What a norm was called with, by position or by name."""
     return input, mask
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm1d
+from seqtrain.nn.norms.batch_functional import activate
 from seqtrain.nn.norms.masks import given_or_current, place_mask
 from seqtrain.nn.norms.moments import masked_moments
 from seqtrain.nn.norms.rows import over_real_rows
@@ -79,19 +80,27 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         self.warmup_batches = warmup_batches
 
     def forward(
-        self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
+        self,
+        input: Float[Tensor, "..."],
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        relu: bool = False,
+        residual: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "..."]:
-        """``input`` renormalized over its real positions, with zeros at padding.
+        """``residual + relu(norm)``: ``input`` renormalized over its real positions, 0 at padding.
 
         Args:
             input: ``(B, C)``, ``(B, C, L)`` or, with ``channel_dim=-1``, ``(B, L, C)``.
             mask: True where real; without one, that of ``mask_context``; without that too, all are.
+            relu: Apply ``torch.relu``.
+            residual: Like ``input``, added last.
         """
         if not self.training:
-            return super().forward(input, mask)
+            return super().forward(input, mask, relu=relu, residual=residual)
         self._check_input_dim(input)
         placed = place_mask(given_or_current(mask), input, self.channel_dim)
-        return over_real_rows(self._renormalized, input, placed, self.channel_dim)
+        out = over_real_rows(self._renormalized, input, placed, self.channel_dim)
+        return activate(out, placed, relu, residual)
 
     def _renormalized(self, input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
         """``input`` renormalized by its batch, which moves the running statistics."""

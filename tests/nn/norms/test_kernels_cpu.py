@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
 from seqtrain.nn.norms.kernels import choice, compiled, loops, rows_cpu
+from seqtrain.nn.norms.kernels.call import Call
 
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -50,13 +51,13 @@ def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
     """Cut up the smallest input, and run the loops as Python or as machine code."""
     patch.setattr(rows_cpu, "SMALLEST", 0)
     patch.setattr(rows_cpu, "TILES_PER_CHUNK", 1)
-    patch.setattr(rows_cpu, "SPAN", 1)
+    patch.setattr(compiled, "WORTH_WAKING", 1)
     if loops_in == "python":
         patch.setattr(compiled, "compiled", lambda loop: loop)
 
 
 def plainly(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(choice.KERNELS, "cpu", lambda *call: None)
+    patch.setitem(choice.KERNELS, "cpu", lambda call: None)
 
 
 def train(norm: nn.Module, x: Tensor, mask: Tensor, grad: Tensor) -> dict[str, Tensor]:
@@ -253,7 +254,7 @@ class Watched(np.ndarray):
 def test_no_padded_row_is_read_and_every_row_is_written_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The work counts: two reads of a real row a pass over sums, one where rows are written."""
+    """The work counts: two reads of a real row for its moments, one wherever else it is needed."""
     finely(monkeypatch, "python")
     mask = make_mask("interior", 4, 11, torch.Generator().manual_seed(5)).flatten().numpy()
     places = mask.nonzero()[0]
@@ -266,20 +267,25 @@ def test_no_padded_row_is_read_and_every_row_is_written_once(
     def count(watched: list[int]) -> list[int]:
         return np.bincount(watched, minlength=len(mask)).tolist()
 
-    x, grad, out, one = watched(), watched(), watched(), np.ones(1)
-    statistics, factors = rows.moments(x, 1e-5, one, one)
-    assert count(x.read) == (2 * mask).tolist()
-    rows.transform(x, factors, out)
+    x, residual, grad, out, of_residual = (watched() for _ in range(5))
+    one = np.ones(1)
+    affine = rows_cpu.Affine(one, one, np.float64(0))
+    statistics, factors = rows.normalize(x, residual, affine, 1e-5, out)
     assert count(x.read) == (3 * mask).tolist()
+    assert count(residual.read) == (1 * mask).tolist()
     assert count(out.written) == [1] * len(mask)
     x.read.clear()
     out.written.clear()
-    _, factors = rows.gradient_sums(x, grad, one, statistics)
-    assert count(x.read) == count(grad.read) == (1 * mask).tolist()
-    rows.gradient(x, grad, factors, out)
-    assert count(x.read) == count(grad.read) == (2 * mask).tolist()
-    assert count(out.written) == [1] * len(mask)
+    rows.differentiate(x, grad, statistics, factors, affine.floor, out, of_residual)
+    assert count(x.read) == (2 * mask).tolist()
+    assert count(grad.read) == (3 * mask).tolist()
+    assert count(out.written) == count(of_residual.written) == [1] * len(mask)
     assert not out.read
+    x.read.clear()
+    out.written.clear()
+    rows.transform(x, None, factors, None, out)
+    assert count(x.read) == (1 * mask).tolist()
+    assert count(out.written) == [1] * len(mask)
 
 
 @pytest.fixture
@@ -346,16 +352,67 @@ def test_two_threads_train_at_once(
 
 @pytest.mark.usefixtures("threads")
 def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    finely(monkeypatch, "python")
+    finely(monkeypatch, "machine code")
     asked: list[int] = []
     monkeypatch.setattr(compiled, "_call", lambda helpers, work: asked.append(helpers))
-    done: list[tuple[int, int]] = []
-    compiled.run(lambda first, last: done.append((first, last)), 7, 2)
+    x = torch.randn(1, 600, 200)
+    norm = MaskedBatchNorm1d(200, channel_dim=-1, affine=False)
+    out = norm(x, torch.ones(1, 600, dtype=torch.bool))
     assert asked == [1]
-    assert done == [(0, 2), (2, 4), (4, 6), (6, 7)]
-    compiled.run(lambda first, last: done.append((first, last)), 3, 2)
-    assert asked == [1], "three chunks are not worth a thread"
-    assert done[4:] == [(0, 3)]
+    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    late: list[Callable[[], None]] = []
+    monkeypatch.setattr(compiled, "_call", lambda helpers, work: late.append(work))
+    x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
+    out = MaskedBatchNorm1d(200, channel_dim=-1)(x, mask)
+    before = out.clone()
+    for work in late:
+        work()
+    assert torch.equal(out, before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_few_chunks_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(compiled, "_call", lambda helpers, work: asked.append(helpers))
+    monkeypatch.setattr(compiled, "compiled", lambda loop: loop)
+    for num_chunks in (1, 4, 7):
+        compiled.run(lambda counters, leads: None, num_chunks)
+    assert asked == []
+    compiled.run(lambda counters, leads: None, 8)
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("threads_at_once", [1, 4])
+def test_counters_lose_nothing(threads_at_once: int) -> None:
+    """Compiled here and now, not taken from disk."""
+    numba = compiled.find_numba()
+    assert numba is not None
+    compiled._teach(numba)
+    add, read = loops.add, loops.read
+
+    @numba.njit(nogil=True)
+    def count(counters: np.ndarray, times: int) -> int:
+        for _ in range(times):
+            add(counters, 2)
+        return read(counters, 2)
+
+    counters = np.zeros(loops.COUNTERS, np.int64)
+    count(counters, 0)
+    threads = [
+        threading.Thread(target=count, args=(counters, 10**6)) for _ in range(threads_at_once)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counters.tolist() == [0, 0, threads_at_once * 10**6, 0]
+    assert count(counters, 1) == threads_at_once * 10**6 + 1
 
 
 FORKED = """
@@ -366,7 +423,7 @@ norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 200, 4)
 mask = torch.ones(2, 200, dtype=torch.bool)
 norm(x[:, :10], mask[:, :10])
 assert "numba" not in sys.modules, "loaded for nothing"
-rows_cpu.SMALLEST, rows_cpu.TILES_PER_CHUNK, rows_cpu.SPAN = 0, 1, 1
+rows_cpu.SMALLEST, rows_cpu.TILES_PER_CHUNK, compiled.WORTH_WAKING = 0, 1, 1
 torch.set_num_threads(2)
 out = norm(x, mask)
 child = os.fork()
@@ -408,6 +465,7 @@ def test_machine_code_that_cannot_be_kept_is_made_anew(monkeypatch: pytest.Monke
         return loop
 
     monkeypatch.setattr(compiled, "find_numba", lambda: SimpleNamespace(njit=njit))
+    monkeypatch.setattr(compiled, "_teach", lambda numba: None)
     assert compiled.compiled.__wrapped__(loops.transform).__name__ == "transform"
 
 
@@ -417,7 +475,7 @@ def taken(x: Tensor, mask: Tensor, norm: nn.Module) -> bool:
     running = rows_cpu.RunningStatistics(norm.running_mean, norm.running_var)
     placed = mask if mask.ndim == x.ndim else mask[..., None]
     options = (norm.training, 0.1, 1e-5, -1, 2)
-    found = choice.fused_batch_norm(x, placed, running, norm.weight, norm.bias, *options)
+    found = choice.fused_batch_norm(Call(x, placed, running, norm.weight, norm.bias, *options))
     if found is None:
         for name, value in norm.state_dict().items():
             assert torch.equal(value, before[name])
@@ -472,6 +530,86 @@ def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     finely(monkeypatch, "python")
     x, mask, grad = some_input((2, 12, 3), "left", torch.float32, 2)
     norm = made(3, torch.float32, channel_dim=-1)
-    monkeypatch.setattr(rows_cpu.Rows, "gradient", lambda *call: pytest.fail("not wanted"))
-    norm(x, mask).backward(grad)
+    monkeypatch.setattr(loops, "gradient", lambda *call: pytest.fail("not wanted"))
+    monkeypatch.setattr(loops, "pick", lambda *call: pytest.fail("not wanted"))
+    norm(x, mask, residual=torch.zeros_like(x)).backward(grad)
     assert norm.weight.grad is not None
+
+
+def rectified(
+    norm: nn.Module, x: Tensor, mask: Tensor, residual: Tensor, grad: Tensor, inside: bool
+) -> dict[str, Tensor]:
+    """``residual + relu(norm)``, by the norm itself or after it, with its gradients."""
+    leaves = {name: t.detach().requires_grad_() for name, t in (("x", x), ("residual", residual))}
+    if inside:
+        out = norm(leaves["x"], mask, relu=True, residual=leaves["residual"])
+    else:
+        out = torch.relu(norm(leaves["x"], mask)) + leaves["residual"]
+        out = torch.where(mask[..., None], out, out.new_zeros(()))
+    out.backward(grad)
+    gradients = {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+    gradients |= {f"d{name}": p.grad for name, p in norm.named_parameters()}
+    return {"out": out.detach(), **gradients}
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("loops_in", ["python", "machine code", "none: the plain form"])
+@pytest.mark.parametrize("kind", ["right", "ragged", "interior"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_activation_and_residual_in_the_same_pass(
+    loops_in: str, kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, mask, grad = some_input((4, 15, 3), kind, dtype, 3)
+    residual = poisoned(torch.randn(x.shape, dtype=dtype), mask[..., None])
+    norm = made(3, dtype, channel_dim=-1)
+    wanted = rectified(copy.deepcopy(norm), x, mask, residual, grad, inside=False)
+    finely(monkeypatch, loops_in)
+    if loops_in.startswith("none"):
+        plainly(monkeypatch)
+    found = rectified(copy.deepcopy(norm), x, mask, residual, grad, inside=True)
+    tolerance = 200 * torch.finfo(dtype).eps
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=tolerance, atol=tolerance, msg=name)
+    for name in ("out", "dx", "dresidual"):
+        assert (found[name][~mask] == 0).all()
+    with torch.no_grad():
+        inside = norm.eval()(x, mask, relu=True, residual=residual)
+        after = torch.where(mask[..., None], torch.relu(norm(x, mask)) + residual, 0.0)
+    torch.testing.assert_close(inside, after.to(dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("loops_in", ["python", "machine code"])
+def test_a_rectifier_lets_nan_through_as_torchs_does(
+    loops_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, loops_in)
+    x, mask = torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
+    x[0, 0, 0] = torch.nan
+    out = MaskedBatchNorm1d(3, channel_dim=-1)(x, mask, relu=True)
+    assert out[..., 0].isnan().all()
+    assert (out[..., 1:] >= 0).all()
+
+
+def test_a_rectified_norm_has_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask, _ = some_input((2, 6, 2), "interior", torch.float64, 3)
+    x = x.masked_fill(~mask[..., None], 0).requires_grad_()
+    residual = torch.randn_like(x).detach().requires_grad_()
+    weight, bias = (torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def block(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        options = {"training": True, "channel_dim": -1, "relu": True, "residual": residual}
+        return masked_batch_norm(x, mask, weight=weight, bias=bias, **options)
+
+    assert torch.autograd.gradcheck(block, (x, residual, weight, bias))
+    assert torch.autograd.gradgradcheck(block, (x, residual, weight, bias))
+
+
+def test_a_residual_of_another_kind_is_left_to_the_plain_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finely(monkeypatch, "python")
+    x, mask = torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
+    norm = MaskedBatchNorm1d(3, channel_dim=-1)
+    one = norm(x, mask, residual=torch.ones(3))
+    torch.testing.assert_close(one, norm(x, mask) + 1)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
 from seqtrain.nn.norms.kernels import choice, triton_norm
+from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.running import RunningStatistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -240,7 +241,7 @@ def test_masks_of_single_channels_take_the_plain_form() -> None:
     x, _, _ = batch(0, (2, 9, 3), "all real")
     assert (
         triton_norm.batch_norm(
-            x, torch.ones_like(x, dtype=torch.bool), None, None, None, True, 0.1, 1e-5, 2, 2
+            Call(x, torch.ones_like(x, dtype=torch.bool), None, None, None, True, 0.1, 1e-5, 2, 2)
         )
         is None
     )
@@ -258,7 +259,7 @@ def test_activation_and_residual_in_the_same_pass(relu: bool, affine: bool) -> N
         a, r, w, b = leaves if affine else [*leaves[:2], None, None]
         if fused:
             out = triton_norm.batch_norm(
-                a, mask[..., None], None, w, b, True, 0.1, 1e-5, 2, 2, relu=relu, residual=r
+                Call(a, mask[..., None], None, w, b, True, 0.1, 1e-5, 2, 2, relu=relu, residual=r)
             )
         else:
             rows = nn.functional.batch_norm(a[mask], None, None, w, b, True)
@@ -275,7 +276,7 @@ def test_a_real_nan_goes_through_the_activation() -> None:
     x = torch.zeros(1, 4, 2, device=DEVICE)
     x[0, 1, 1] = torch.nan
     real = torch.ones(1, 4, 1, dtype=torch.bool, device=DEVICE)
-    out = triton_norm.batch_norm(x, real, None, None, None, True, 0.1, 1e-5, 2, 2, relu=True)
+    out = triton_norm.batch_norm(Call(x, real, None, None, None, True, 0.1, 1e-5, 2, 2, relu=True))
     assert out is not None
     assert (out[..., 0] == 0).all()
     assert out[..., 1].isnan().all()
@@ -291,7 +292,7 @@ def test_first_and_second_derivatives(training: bool, relu: bool) -> None:
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
         return triton_norm.batch_norm(
-            x, mask[..., None], buffers, weight, bias, training, 0.1, 1e-5, 2, 2, relu=relu
+            Call(x, mask[..., None], buffers, weight, bias, training, 0.1, 1e-5, 2, 2, relu=relu)
         )
 
     assert torch.autograd.gradcheck(norm, (x, weight, bias), fast_mode=True)
@@ -552,12 +553,9 @@ def test_unusual_buffers_are_left_to_the_plain_form(spoilt: str) -> None:
         case "gaps":
             mean, var = torch.zeros(2, 6, device=DEVICE)[:, ::2]
     momentum = None if spoilt == "no counter" else 0.1
-    assert (
-        triton_norm.batch_norm(
-            x, mask[..., None], RunningStatistics(mean, var), None, None, True, momentum, 1e-5, 2, 2
-        )
-        is None
-    )
+    buffers = RunningStatistics(mean, var)
+    call = Call(x, mask[..., None], buffers, None, None, True, momentum, 1e-5, 2, 2)
+    assert triton_norm.batch_norm(call) is None
     assert (mean == 0).all()
 
 

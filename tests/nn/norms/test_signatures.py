@@ -46,6 +46,8 @@ PAIRS = [
             "min_count": 2,
             "running_weight": None,
             "group": None,
+            "relu": False,
+            "residual": None,
         },
     ),
 ]

@@ -7,11 +7,15 @@ dtype of ``x`` within a tile, which stays in the cache, and in float64 from tile
 at once where the tile is near, because there a sum that is fetched and stored for every row takes
 twice as long.
 
-Factors are indexed where they are used: unpacked, the compiler would not see that they lie apart.
+``normalize`` and ``differentiate`` are what is called, by several threads at once: they take chunks
+from common counters until none are left, and wait for those that others have taken.
 
-They call no function of ours and stand for themselves, since that is what is compiled.
+``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``. They are
+indexed where they are used: unpacked, the compiler would not see that they lie apart. ``floor`` is
+0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is compiled apart.
 """
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,58 +23,210 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+COUNTERS = 4
+"""Of a call: chunks taken and done, in the pass over sums and in the one that writes."""
 
-def moments(
-    first: int, last: int, chunk: int, tile: int, rows: Array, x: Array, mean: Array, m2: Array
+_lock = Lock()
+
+
+def add(counters: Array, which: int) -> int:
+    """Add 1 to a counter, and what it was before. Atomic, as is the next; see ``compiled``."""
+    with _lock:
+        before = int(counters[which])
+        counters[which] = before + 1
+    return before
+
+
+def read(counters: Array, which: int) -> int:
+    """A counter, and all that was written before it was last added to."""
+    return int(counters[which])
+
+
+def normalize(
+    counters: Array,
+    leads: bool,
+    chunk: int,
+    tile: int,
+    rows: Array,
+    x: Array,
+    residual: Array | None,
+    weight: Array,
+    bias: Array,
+    floor: Any,
+    eps: float,
+    means: Array,
+    squares: Array,
+    statistics: Array,
+    factors: Array,
+    out: Array,
 ) -> None:
-    """Mean and sum of squared deviations of chunks ``first`` to ``last``, into float64 ``(K, C)``.
+    """Batch norm by the statistics of ``rows``, then ``transform``.
+
+    Args:
+        counters: int64 zeros, ``(COUNTERS,)``, shared by all threads of the call.
+        leads: Of one thread, which returns when all is done and fills what comes back.
+        chunk: Entries of ``rows`` in each chunk but the last.
+        tile: Of these, how many are summed up in the dtype of ``x``.
+        rows: int64 ``(n,)``.
+        x: ``(N, C)``.
+        residual: Like ``x``, added at the end.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        floor: Of what is normalized, if there is one.
+        eps: Added to the variance.
+        means: For one row per chunk, float64 ``(K, C)``, like the next.
+        squares: Sums of squared deviations.
+        statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
+        factors: Becomes those of ``transform``.
+        out: Like ``x``.
+    """
+    K = len(means)
+    k = add(counters, 0)
+    while k < K:
+        moments(k, chunk, tile, rows, x, means[k], squares[k])
+        add(counters, 1)
+        k = add(counters, 0)
+    while read(counters, 1) < K:
+        pass
+    # By each for itself: it takes less time than to wait for another.
+    found, own = np.empty_like(statistics), np.empty_like(factors)
+    settle(len(rows), chunk, eps, means, squares, weight, bias, found, own)
+    if leads:
+        statistics[:] = found
+        factors[:] = own
+    share_transform(counters, leads, K, chunk, rows, x, residual, own, floor, out)
+
+
+def share_transform(
+    counters: Array,
+    leads: bool,
+    num_chunks: int,
+    chunk: int,
+    rows: Array,
+    x: Array,
+    residual: Array | None,
+    factors: Array,
+    floor: Any,
+    out: Array,
+) -> None:
+    """``transform`` of all chunks, by all threads; arguments as those of ``normalize``."""
+    k = add(counters, 2)
+    while k < num_chunks:
+        transform(k, chunk, rows, x, residual, factors, floor, out)
+        add(counters, 3)
+        k = add(counters, 2)
+    while leads and read(counters, 3) < num_chunks:
+        pass
+
+
+def differentiate(
+    counters: Array,
+    leads: bool,
+    chunk: int,
+    tile: int,
+    rows: Array,
+    x: Array,
+    grad: Array,
+    statistics: Array,
+    factors: Array,
+    floor: Any,
+    plains: Array,
+    products: Array,
+    sums: Array,
+    out: Array | None,
+    of_residual: Array | None,
+) -> None:
+    """The gradients of what ``normalize`` did.
+
+    Args:
+        counters: As there, like all that is not named here.
+        leads: As there.
+        chunk: As there.
+        tile: As there.
+        rows: As there.
+        x: As there.
+        grad: The upstream gradient, like ``x``.
+        statistics: As it left them.
+        factors: As it left them.
+        floor: As there.
+        plains: For one row per chunk, float64 ``(K, C)``, like the next.
+        products: Sums of the gradient times the centred input.
+        sums: Becomes the gradients of weight and bias, ``(2, C)``.
+        out: Becomes that of ``x``, if there is such an array.
+        of_residual: Becomes that of the residual, likewise.
+    """
+    K = len(plains)
+    k = add(counters, 0)
+    while k < K:
+        gradient_sums(k, chunk, tile, rows, x, grad, factors, floor, plains[k], products[k])
+        add(counters, 1)
+        k = add(counters, 0)
+    while read(counters, 1) < K:
+        pass
+    own, slopes = np.empty_like(sums), np.empty_like(sums)
+    settle_gradient(len(rows), plains, products, statistics, factors, own, slopes)
+    if leads:
+        sums[:] = own
+    k = add(counters, 2)
+    while k < K:
+        if out is not None:
+            gradient(k, chunk, rows, x, grad, factors, floor, slopes, out)
+        if of_residual is not None:
+            pick(k, chunk, rows, grad, of_residual)
+        add(counters, 3)
+        k = add(counters, 2)
+    while leads and read(counters, 3) < K:
+        pass
+
+
+def moments(k: int, chunk: int, tile: int, rows: Array, x: Array, mean: Array, m2: Array) -> None:
+    """Mean and sum of squared deviations of chunk ``k``, into float64 ``(C,)``.
 
     Each tile in two passes, the second corrected by the rounding error of the first; tiles are
     merged as in Chan, Golub and LeVeque 1983.
     """
     C = x.shape[1]
     centre, total, squares = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
-    for k in range(first, last):
-        stop = min((k + 1) * chunk, len(rows))
-        mean[k] = 0
-        m2[k] = 0
-        for begin in range(k * chunk, stop, tile):
-            end = min(begin + tile, stop)
-            size = end - begin
-            single = end - size % 4
-            total[:] = 0
-            squares[:] = 0
-            for i in range(begin, single, 4):
-                e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-                for c in range(C):
-                    total[c] += (x[e, c] + x[f, c]) + (x[g, c] + x[h, c])
-            for i in range(single, end):
-                e = rows[i]
-                for c in range(C):
-                    total[c] += x[e, c]
+    stop = min((k + 1) * chunk, len(rows))
+    mean[:] = 0
+    m2[:] = 0
+    for begin in range(k * chunk, stop, tile):
+        end = min(begin + tile, stop)
+        size = end - begin
+        single = end - size % 4
+        total[:] = 0
+        squares[:] = 0
+        for i in range(begin, single, 4):
+            e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
             for c in range(C):
-                centre[c] = total[c] / size
-            total[:] = 0
-            for i in range(begin, single, 4):
-                e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-                for c in range(C):
-                    p, q = x[e, c] - centre[c], x[f, c] - centre[c]
-                    r, s = x[g, c] - centre[c], x[h, c] - centre[c]
-                    total[c] += (p + q) + (r + s)
-                    squares[c] += (p * p + q * q) + (r * r + s * s)
-            for i in range(single, end):
-                e = rows[i]
-                for c in range(C):
-                    p = x[e, c] - centre[c]
-                    total[c] += p
-                    squares[c] += p * p
-            before = begin - k * chunk
+                total[c] += (x[e, c] + x[f, c]) + (x[g, c] + x[h, c])
+        for i in range(single, end):
+            e = rows[i]
             for c in range(C):
-                error = np.float64(total[c]) / size
-                step = centre[c] + error - mean[k, c]
-                mean[k, c] += step * size / (before + size)
-                within = np.float64(squares[c]) - error * error * size
-                m2[k, c] += max(within, 0.0) + step * step * before * size / (before + size)
+                total[c] += x[e, c]
+        for c in range(C):
+            centre[c] = total[c] / size
+        total[:] = 0
+        for i in range(begin, single, 4):
+            e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
+            for c in range(C):
+                p, q = x[e, c] - centre[c], x[f, c] - centre[c]
+                r, s = x[g, c] - centre[c], x[h, c] - centre[c]
+                total[c] += (p + q) + (r + s)
+                squares[c] += (p * p + q * q) + (r * r + s * s)
+        for i in range(single, end):
+            e = rows[i]
+            for c in range(C):
+                p = x[e, c] - centre[c]
+                total[c] += p
+                squares[c] += p * p
+        before = begin - k * chunk
+        for c in range(C):
+            error = np.float64(total[c]) / size
+            step = centre[c] + error - mean[c]
+            mean[c] += step * size / (before + size)
+            within = np.float64(squares[c]) - error * error * size
+            m2[c] += max(within, 0.0) + step * step * before * size / (before + size)
 
 
 def settle(
@@ -84,19 +240,7 @@ def settle(
     statistics: Array,
     factors: Array,
 ) -> None:
-    """Merge the ``moments`` of all chunks, and make of them the factors of ``transform``.
-
-    Args:
-        size: Number of rows.
-        chunk: Rows in each chunk but the last.
-        eps: Added to the variance.
-        means: ``(K, C)``, like the next.
-        squares: Sums of squared deviations.
-        weight: ``(C,)``.
-        bias: ``(C,)``.
-        statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
-        factors: Becomes centre, scale and shift, ``(3, C)``.
-    """
+    """Merge the ``moments`` of all chunks into ``statistics`` and ``factors``."""
     mean, m2, invstd = statistics
     mean[:] = 0
     m2[:] = 0
@@ -117,62 +261,93 @@ def settle(
 
 
 def transform(
-    first: int,
-    last: int,
+    k: int,
     chunk: int,
     rows: Array,
     x: Array,
+    residual: Array | None,
     factors: Array,
+    floor: Any,
     out: Array,
 ) -> None:
-    """``(x - centre) * scale + shift`` at the rows of some chunks, 0 between and around them."""
+    """``residual + max((x - centre) * scale + shift, floor)`` at the rows of chunk ``k``, 0 around.
+
+    NaN stays NaN.
+    """
     N, C = x.shape
-    for k in range(first, last):
-        stop = min((k + 1) * chunk, len(rows))
-        # What lies before the first row is the first chunk's, what follows a row is that row's.
-        at = 0 if k == 0 else rows[k * chunk]
-        for i in range(k * chunk, stop):
-            e = rows[i]
-            for gap in range(at, e):
-                out[gap] = 0
-            for c in range(C):
-                out[e, c] = (x[e, c] - factors[0, c]) * factors[1, c] + factors[2, c]
-            at = e + 1
-        out[at : N if stop == len(rows) else rows[stop]] = 0
+    stop = min((k + 1) * chunk, len(rows))
+    # What lies before the first row is the first chunk's, what follows a row is that row's.
+    at = 0 if k == 0 else rows[k * chunk]
+    for i in range(k * chunk, stop):
+        e = rows[i]
+        for gap in range(at, e):
+            out[gap] = 0
+        for c in range(C):
+            y = (x[e, c] - factors[0, c]) * factors[1, c] + factors[2, c]
+            if floor is not None:
+                y = floor if y < floor else y
+            if residual is not None:
+                y += residual[e, c]
+            out[e, c] = y
+        at = e + 1
+    out[at : N if stop == len(rows) else rows[stop]] = 0
 
 
 def gradient_sums(
-    first: int,
-    last: int,
+    k: int,
     chunk: int,
     tile: int,
     rows: Array,
     x: Array,
-    centre: Array,
     grad: Array,
+    factors: Array,
+    floor: Any,
     plain: Array,
     product: Array,
 ) -> None:
-    """Sums of ``grad`` and of ``grad * (x - centre)`` of some chunks, into float64 ``(K, C)``."""
+    """Sums of ``passed`` and of it times ``x - centre`` over chunk ``k``, into float64 ``(C,)``."""
     C = x.shape[1]
     total, mixed = np.empty(C, x.dtype), np.empty(C, x.dtype)
-    for k in range(first, last):
-        stop = min((k + 1) * chunk, len(rows))
-        plain[k] = 0
-        product[k] = 0
-        for begin in range(k * chunk, stop, tile):
-            end = min(begin + tile, stop)
-            total[:] = 0
-            mixed[:] = 0
-            for i in range(begin, end):
-                e = rows[i]
-                for c in range(C):
-                    p = grad[e, c]
-                    total[c] += p
-                    mixed[c] += p * (x[e, c] - centre[c])
+    stop = min((k + 1) * chunk, len(rows))
+    plain[:] = 0
+    product[:] = 0
+    for begin in range(k * chunk, stop, tile):
+        end = min(begin + tile, stop)
+        single = end - (end - begin) % 4
+        total[:] = 0
+        mixed[:] = 0
+        for i in range(begin, single, 4):
+            e, f, g, h = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
             for c in range(C):
-                plain[k, c] += total[c]
-                product[k, c] += mixed[c]
+                p, q = x[e, c] - factors[0, c], x[f, c] - factors[0, c]
+                r, s = x[g, c] - factors[0, c], x[h, c] - factors[0, c]
+                dp, dq = (
+                    passed(p, grad[e, c], c, factors, floor),
+                    passed(q, grad[f, c], c, factors, floor),
+                )
+                dr, ds = (
+                    passed(r, grad[g, c], c, factors, floor),
+                    passed(s, grad[h, c], c, factors, floor),
+                )
+                total[c] += (dp + dq) + (dr + ds)
+                mixed[c] += (dp * p + dq * q) + (dr * r + ds * s)
+        for i in range(single, end):
+            e = rows[i]
+            for c in range(C):
+                p = x[e, c] - factors[0, c]
+                dp = passed(p, grad[e, c], c, factors, floor)
+                total[c] += dp
+                mixed[c] += dp * p
+        for c in range(C):
+            plain[c] += total[c]
+            product[c] += mixed[c]
+
+
+def passed(centred: Any, grad: Any, c: int, factors: Array, floor: Any) -> Any:
+    """What of a gradient gets past the floor."""
+    if floor is None:
+        return grad
+    return floor if centred * factors[1, c] + factors[2, c] <= floor else grad
 
 
 def settle_gradient(
@@ -180,21 +355,11 @@ def settle_gradient(
     plains: Array,
     products: Array,
     statistics: Array,
-    weight: Array,
-    sums: Array,
     factors: Array,
+    sums: Array,
+    slopes: Array,
 ) -> None:
-    """Add up the ``gradient_sums`` of all chunks, and make of them the factors of ``gradient``.
-
-    Args:
-        size: Number of rows.
-        plains: Sums of the gradient, ``(K, C)``, like the next.
-        products: Sums of the gradient times the centred input.
-        statistics: As ``settle`` left them.
-        weight: ``(C,)``.
-        sums: Becomes the gradients of weight and bias, ``(2, C)``.
-        factors: Holds the centre and becomes centre, scale, slope and shift, ``(4, C)``.
-    """
+    """Add up the ``gradient_sums`` of all chunks, and make of them the slopes of ``gradient``."""
     mean, _, invstd = statistics
     for c in range(len(mean)):
         plain = 0.0
@@ -206,34 +371,48 @@ def settle_gradient(
         product = (product - left * plain) * invstd[c]
         sums[0, c] = product
         sums[1, c] = plain
-        scale = invstd[c] * weight[c]
+        scale = np.float64(factors[1, c])
         slope = -scale * invstd[c] * product / size
-        factors[1, c] = scale
-        factors[2, c] = slope
-        factors[3, c] = -scale * plain / size - slope * left
+        slopes[0, c] = slope
+        slopes[1, c] = -scale * plain / size - slope * left
 
 
 def gradient(
-    first: int,
-    last: int,
+    k: int,
     chunk: int,
     rows: Array,
     x: Array,
     grad: Array,
     factors: Array,
+    floor: Any,
+    slopes: Array,
     out: Array,
 ) -> None:
-    """``grad * scale + (x - centre) * slope + shift`` at some chunks' rows, and 0 as above."""
+    """``passed * scale + (x - centre) * slope + offset`` at the rows of chunk ``k``, 0 around."""
     N, C = x.shape
-    for k in range(first, last):
-        stop = min((k + 1) * chunk, len(rows))
-        at = 0 if k == 0 else rows[k * chunk]
-        for i in range(k * chunk, stop):
-            e = rows[i]
-            for gap in range(at, e):
-                out[gap] = 0
-            for c in range(C):
-                centred = x[e, c] - factors[0, c]
-                out[e, c] = grad[e, c] * factors[1, c] + centred * factors[2, c] + factors[3, c]
-            at = e + 1
-        out[at : N if stop == len(rows) else rows[stop]] = 0
+    stop = min((k + 1) * chunk, len(rows))
+    at = 0 if k == 0 else rows[k * chunk]
+    for i in range(k * chunk, stop):
+        e = rows[i]
+        for gap in range(at, e):
+            out[gap] = 0
+        for c in range(C):
+            p = x[e, c] - factors[0, c]
+            dp = passed(p, grad[e, c], c, factors, floor)
+            out[e, c] = dp * factors[1, c] + p * slopes[0, c] + slopes[1, c]
+        at = e + 1
+    out[at : N if stop == len(rows) else rows[stop]] = 0
+
+
+def pick(k: int, chunk: int, rows: Array, source: Array, out: Array) -> None:
+    """``source`` at the rows of chunk ``k``, 0 around."""
+    stop = min((k + 1) * chunk, len(rows))
+    at = 0 if k == 0 else rows[k * chunk]
+    for i in range(k * chunk, stop):
+        e = rows[i]
+        for gap in range(at, e):
+            out[gap] = 0
+        for c in range(source.shape[1]):
+            out[e, c] = source[e, c]
+        at = e + 1
+    out[at : len(out) if stop == len(rows) else rows[stop]] = 0

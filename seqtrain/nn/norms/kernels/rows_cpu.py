@@ -1,6 +1,6 @@
 """Masked batch norm on the CPU: two passes forward and two backward over the real rows alone.
 
-Between the passes hardly anything is left to Python or torch: each of their operations costs ten
+Nothing is left to Python or torch between the passes: each of their operations costs ten
 microseconds or more when a pass has just swept the caches.
 """
 
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from seqtrain.nn.norms.kernels import compiled, loops
+from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.loops import Array
+from seqtrain.nn.norms.masks import select_real
 from seqtrain.nn.norms.moments import Moments
 from seqtrain.nn.norms.running import RunningStatistics
 from seqtrain.nn.norms.standardize import Statistics, differentiable_backward, inverse_root
 
-SMALLEST = 2**14
+SMALLEST = 2**11
 """Elements from which on it is worth loading the compiled loops."""
 
 TILE = 2**13
@@ -24,8 +26,24 @@ TILE = 2**13
 
 TILES_PER_CHUNK = 8
 
-SPAN = 4
-"""Chunks that a thread takes at a time: another wakes up in the time of about two."""
+
+class Affine(NamedTuple):
+    """What normalized features are multiplied with, added to and cut off at."""
+
+    weight: Array
+    bias: Array
+    floor: Any
+    """0 in the same dtype, or ``None``."""
+
+    @classmethod
+    def of(cls, call: Call, dtype: Any) -> "Affine":
+        """In the dtype of the rows, ``(C,)``."""
+        channels = call.input.shape[call.channel_dim]
+        weight, bias = (
+            _vector(p, channels, dtype, default)
+            for p, default in ((call.weight, 1), (call.bias, 0))
+        )
+        return cls(weight, bias, dtype.type(0) if call.relu else None)
 
 
 class Rows(NamedTuple):
@@ -36,41 +54,43 @@ class Rows(NamedTuple):
     tile: int
     """Rows summed up in the input's dtype."""
 
-    def moments(self, x: Array, eps: float, weight: Array, bias: Array) -> tuple[Array, Array]:
-        """What ``loops.settle`` gives: statistics, and the factors of ``transform``."""
+    def normalize(
+        self, x: Array, residual: Array | None, affine: Affine, eps: float, out: Array
+    ) -> tuple[Array, Array]:
+        """The statistics and factors of ``loops.normalize``."""
         num_chunks, chunk = self._chunks()
-        means, squares = np.empty((2, num_chunks, x.shape[1]))
-        compiled.run(
-            loops.moments, num_chunks, SPAN, chunk, self.tile, self.places, x, means, squares
-        )
+        table = np.empty((2, num_chunks, x.shape[1]))
         statistics, factors = np.empty((3, x.shape[1])), np.empty((3, x.shape[1]), x.dtype)
-        settle = compiled.compiled(loops.settle)
-        settle(len(self.places), chunk, eps, means, squares, weight, bias, statistics, factors)
+        found = (*table, statistics, factors, out)
+        arguments = (chunk, self.tile, self.places, x, residual, *affine, eps, *found)
+        compiled.run(loops.normalize, num_chunks, *arguments)
         return statistics, factors
 
-    def transform(self, x: Array, factors: Array, out: Array) -> None:
-        """``(x - centre) * scale + shift`` into ``out``, and 0 into all other rows."""
+    def transform(
+        self, x: Array, residual: Array | None, factors: Array, floor: Any, out: Array
+    ) -> None:
+        """``residual + max((x - centre) * scale + shift, floor)`` and 0 into all other rows."""
         num_chunks, chunk = self._chunks()
-        compiled.run(loops.transform, num_chunks, SPAN, chunk, self.places, x, factors, out)
+        arguments = (num_chunks, chunk, self.places, x, residual, factors, floor, out)
+        compiled.run(loops.share_transform, num_chunks, *arguments)
 
-    def gradient_sums(
-        self, x: Array, grad: Array, weight: Array, statistics: Array
-    ) -> tuple[Array, Array]:
-        """What ``loops.settle_gradient`` gives: sums, and the factors of ``gradient``."""
+    def differentiate(
+        self,
+        x: Array,
+        grad: Array,
+        statistics: Array,
+        factors: Array,
+        floor: Any,
+        out: Array | None,
+        of_residual: Array | None,
+    ) -> Array:
+        """The gradients of weight and bias, and those that ``loops.differentiate`` writes."""
         num_chunks, chunk = self._chunks()
-        plains, products = np.empty((2, num_chunks, x.shape[1]))
-        sums, factors = np.empty((2, x.shape[1]), x.dtype), np.empty((4, x.shape[1]), x.dtype)
-        factors[0] = statistics[0]
-        arrays = (self.places, x, factors[0], grad, plains, products)
-        compiled.run(loops.gradient_sums, num_chunks, SPAN, chunk, self.tile, *arrays)
-        settle = compiled.compiled(loops.settle_gradient)
-        settle(len(self.places), plains, products, statistics, weight, sums, factors)
-        return sums, factors
-
-    def gradient(self, x: Array, grad: Array, factors: Array, out: Array) -> None:
-        """``grad * scale + (x - centre) * slope + shift`` into ``out``, and 0 elsewhere."""
-        num_chunks, chunk = self._chunks()
-        compiled.run(loops.gradient, num_chunks, SPAN, chunk, self.places, x, grad, factors, out)
+        table = np.empty((2, num_chunks, x.shape[1]))
+        sums = np.empty((2, x.shape[1]), x.dtype)
+        arguments = (chunk, self.tile, self.places, x, grad, statistics, factors, floor)
+        compiled.run(loops.differentiate, num_chunks, *arguments, *table, sums, out, of_residual)
+        return sums
 
     def _chunks(self) -> tuple[int, int]:
         """How many there are, and the rows in each but the last.
@@ -82,7 +102,7 @@ class Rows(NamedTuple):
 
 
 class _Normalize(torch.autograd.Function):
-    """Batch norm of ``(..., C)`` by the statistics that come with it, those of its real rows."""
+    """Batch norm of ``(..., C)`` by the statistics of its real rows."""
 
     @staticmethod
     def forward(
@@ -91,45 +111,53 @@ class _Normalize(torch.autograd.Function):
         mask: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
+        residual: Tensor | None,
         rows: Rows,
-        statistics: Array,
-        factors: Array,
+        call: Call,
     ) -> Tensor:
+        x, out = _matrix(input), torch.empty_like(input)
+        added = None if residual is None else _matrix(residual)
         ctx.save_for_backward(input, mask, weight, bias)
-        ctx.rows, ctx.statistics = rows, statistics
-        return _transform(input, rows, factors)
+        affine = Affine.of(call, x.dtype)
+        ctx.rows, ctx.floor = rows, affine.floor
+        ctx.statistics, ctx.factors = rows.normalize(x, added, affine, call.eps, _matrix(out))
+        if call.running is not None:
+            _move(call.running, ctx.statistics, len(rows.places), call.momentum)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, mask, weight, bias = ctx.saved_tensors
+        wants_input, _, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            statistics = _as_tensors(ctx.statistics, len(ctx.rows.places), input.ndim)
-            firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
-            return *firsts, None, None, None
-        x, dy = _matrix(input), _matrix(grad.contiguous())
-        sums, factors = ctx.rows.gradient_sums(x, dy, _factor(weight, x, 1), ctx.statistics)
-        of_weight, of_bias = (
-            None if p is None else torch.from_numpy(total).to(p.dtype)
-            for p, total in zip((weight, bias), sums, strict=True)
+            firsts = _differentiable_gradients(ctx, grad)
+            return *firsts, select_real(grad, mask) if wants_residual else None, None, None
+        of_input, of_residual = (
+            torch.empty_like(input) if wanted else None for wanted in (wants_input, wants_residual)
         )
-        of_input = None
-        if ctx.needs_input_grad[0]:
-            of_input = torch.empty_like(input)
-            ctx.rows.gradient(x, dy, factors, _matrix(of_input))
-        return of_input, None, of_weight, of_bias, None, None, None
+        written = (None if t is None else _matrix(t) for t in (of_input, of_residual))
+        found = (ctx.statistics, ctx.factors, ctx.floor)
+        sums = ctx.rows.differentiate(_matrix(input), _matrix(grad.contiguous()), *found, *written)
+        of_weight, of_bias = (
+            torch.from_numpy(total).to(p.dtype) if wanted else None
+            for p, total, wanted in zip(
+                (weight, bias), sums, (wants_weight, wants_bias), strict=True
+            )
+        )
+        return of_input, None, of_weight, of_bias, of_residual, None, None
 
 
-def _as_tensors(statistics: Array, size: int, ndim: int) -> Statistics:
-    """The same for the plain form."""
-    mean, _, invstd = torch.from_numpy(statistics)
-    share = torch.full_like(mean, 1 / size)
-    return Statistics(mean, invstd, share, share, tuple(range(ndim - 1)))
-
-
-def _transform(input: Tensor, rows: Rows, factors: Array) -> Tensor:
-    out = torch.empty_like(input)
-    rows.transform(_matrix(input), factors, _matrix(out))
-    return out
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Those of input, mask, weight and bias, by the plain form."""
+    input, mask, weight, bias = ctx.saved_tensors
+    if ctx.floor is not None:
+        out = torch.empty_like(input)
+        ctx.rows.transform(_matrix(input), None, ctx.factors, ctx.floor, _matrix(out))
+        grad = torch.where(out > 0, grad, grad.new_zeros(()))
+    mean, _, invstd = torch.from_numpy(ctx.statistics)
+    share = torch.full_like(mean, 1 / len(ctx.rows.places))
+    statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
+    return differentiable_backward(grad, input, mask, weight, bias, statistics)
 
 
 def _matrix(values: Tensor) -> Array:
@@ -143,67 +171,73 @@ def _array(values: Tensor) -> Array:
     return array
 
 
-def _factor(values: Tensor | None, like: Array, default: float) -> Array:
-    """A parameter in the dtype of the rows, ``(C,)``."""
+def _vector(values: Tensor | None, channels: int, dtype: Any, default: float) -> Array:
     if values is None:
-        return np.full(like.shape[1], default, like.dtype)
+        return np.full(channels, default, dtype)
     if values.dtype == torch.bfloat16:
         values = values.float()
-    return _array(values).astype(like.dtype, copy=False)
+    return _array(values).astype(dtype, copy=False)
 
 
-def batch_norm(
-    input: Tensor,
-    mask: Tensor,
-    running: RunningStatistics | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    channel_dim: int,
-    min_count: int,
-) -> Tensor | None:
-    """What :func:`~seqtrain.nn.norms.kernels.choice.fused_batch_norm` describes.
+def batch_norm(call: Call) -> Tensor | None:
+    """The result of the call.
 
     ``None`` for half precision, masks per channel, too few real positions, gradients through
     running statistics, little data, and where Numba is missing or a tracer is watching.
     """
-    channels = input.shape[channel_dim]
-    vectors = [t for t in (weight, bias, *(running or ())[:2]) if t is not None]
-    if (
-        input.dtype not in (torch.float32, torch.float64)
-        or input.numel() < SMALLEST
-        or mask.shape[channel_dim] != 1
-        # The plain form says what is wrong.
-        or any(t.shape != (channels,) for t in vectors)
-        or _is_watched(input)
-        or compiled.find_numba() is None
-    ):
+    if not _is_covered(call):
         return None
+    input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
     places = _array(mask).ravel().nonzero()[0]
-    if training:
-        if len(places) < max(min_count, 1):
+    if call.training:
+        if len(places) < max(call.min_count, 1):
             return None
-    elif torch.is_grad_enabled() and any(t.requires_grad for t in (input, *vectors)):
+    elif torch.is_grad_enabled() and any(t.requires_grad for t in _differentiable(call)):
         return None
+    residual = call.residual
     channels_last = channel_dim % input.ndim == input.ndim - 1
     if not channels_last:
         input, mask = (t.movedim(channel_dim, -1) for t in (input, mask))
+        residual = None if residual is None else residual.movedim(channel_dim, -1)
     input = input.contiguous()
-    rows, x = Rows(places, min(max(TILE // channels, 8), 256)), _matrix(input)
-    scale, shift = _factor(weight, x, 1), _factor(bias, x, 0)
-    if training:
-        statistics, factors = rows.moments(x, eps, scale, shift)
-        if running is not None:
-            _move(running, statistics, len(places), momentum)
+    residual = None if residual is None else residual.contiguous()
+    rows = Rows(places, min(max(TILE // input.shape[-1], 8), 256))
+    if call.training:
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            input, mask, weight, bias, rows, statistics, factors
+            input, mask, call.weight, call.bias, residual, rows, call
         )
     else:
         assert running is not None, "evaluation has running statistics"
-        out = _transform(input, rows, _settled(running, eps, scale, shift))
+        x, out = _matrix(input), torch.empty_like(input)
+        affine = Affine.of(call, x.dtype)
+        added = None if residual is None else _matrix(residual)
+        rows.transform(x, added, _settled(running, call.eps, affine), affine.floor, _matrix(out))
     return out if channels_last else out.movedim(-1, channel_dim)
+
+
+def _is_covered(call: Call) -> bool:
+    input = call.input
+    channels = input.shape[call.channel_dim]
+    vectors = (call.weight, call.bias, *(call.running or ())[:2])
+    return not (
+        input.dtype not in (torch.float32, torch.float64)
+        or input.numel() < SMALLEST
+        or call.mask.shape[call.channel_dim] != 1
+        # The plain form says what is wrong.
+        or any(t is not None and t.shape != (channels,) for t in vectors)
+        or (call.residual is not None and not _is_alike(call.residual, input))
+        or _is_watched(input)
+        or compiled.find_numba() is None
+    )
+
+
+def _is_alike(residual: Tensor, input: Tensor) -> bool:
+    return residual.shape == input.shape and residual.dtype == input.dtype
+
+
+def _differentiable(call: Call) -> list[Tensor]:
+    candidates = (call.input, call.weight, call.bias, call.residual, *(call.running or ())[:2])
+    return [t for t in candidates if t is not None]
 
 
 def _move(running: RunningStatistics, statistics: Array, size: int, momentum: float | None) -> None:
@@ -223,13 +257,13 @@ def _move(running: RunningStatistics, statistics: Array, size: int, momentum: fl
         running.num_batches.add_(1)
 
 
-def _settled(running: RunningStatistics, eps: float, scale: Array, shift: Array) -> Array:
+def _settled(running: RunningStatistics, eps: float, affine: Affine) -> Array:
     """The factors of ``transform`` for statistics that were settled before."""
     mean = _array(running.mean.double())
-    factors = np.empty((3, len(mean)), scale.dtype)
+    factors = np.empty((3, len(mean)), affine.weight.dtype)
     factors[0] = mean
-    factors[1] = _array(inverse_root(running.var.double(), eps)) * scale
-    factors[2] = shift - (mean - factors[0]) * factors[1]
+    factors[1] = _array(inverse_root(running.var.double(), eps)) * affine.weight
+    factors[2] = affine.bias - (mean - factors[0]) * factors[1]
     return factors
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.moments import wide_dtype
 from seqtrain.nn.norms.running import RunningStatistics, running_standard
 from seqtrain.nn.norms.standardize import per_channel
@@ -18,38 +19,12 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of features. Numbers that kernels are called with are float32, too coarse beside float64."""
 
 
-def batch_norm(
-    input: Tensor,
-    mask: Tensor,
-    running: RunningStatistics | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float | None,
-    eps: float,
-    channel_dim: int,
-    min_count: int,
-    *,
-    relu: bool = False,
-    residual: Tensor | None = None,
-) -> Tensor | None:
-    """``residual + relu(norm(input))``, 0 at padding; ``None`` where it cannot.
+def batch_norm(call: Call) -> Tensor | None:
+    """The result of the call; ``None`` for masks per channel, float64 and where Triton is missing.
 
-    Args:
-        input: Features of any rank from 2; a view with gaps in memory is copied.
-        mask: Bool, of the input's rank, with 1 channel.
-        running: As in :func:`~seqtrain.nn.norms.kernels.choice.fused_batch_norm`, like all that
-            follows up to ``min_count``.
-        weight: ``(C,)``.
-        bias: ``(C,)``.
-        training: Normalize by this batch.
-        momentum: Weight of this batch.
-        eps: Added to the variance.
-        channel_dim: Where the channels are.
-        min_count: Fewest real positions.
-        relu: Apply ``torch.relu`` to the normalized features.
-        residual: Of the shape and dtype of ``input``, added last.
+    A view with gaps in memory is copied.
     """
+    input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count = call[:10]
     if mask.shape[channel_dim] != 1 or input.dtype not in DTYPES or not usable(input.device):
         return None
     if running is not None and training and not _can_move(running, input.dtype, momentum):
@@ -65,9 +40,10 @@ def batch_norm(
         share = None
     else:
         mean, invstd, share = _batch_statistics(x, real, running, momentum, eps, min_count)
-    if residual is not None:
-        residual = _by_sequence(residual, channel_dim)
-    out: Tensor = triton_ops.normalize(x, real, mean, invstd, share, weight, bias, residual, relu)
+    residual = None if call.residual is None else _by_sequence(call.residual, channel_dim)
+    out: Tensor = triton_ops.normalize(
+        x, real, mean, invstd, share, weight, bias, residual, call.relu
+    )
     return out.reshape(input.movedim(channel_dim, -1).shape).movedim(-1, channel_dim)
 
 
