@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from html import escape
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH = 4.3  # inches: at 390 px of a phone the letters keep about their size
 
-Draw = Callable[[Axes, Analysis], None]
+Draw = Callable[[Figure, Analysis], None]
 
 
 def draw_figures(analysis: Analysis, folder: Path) -> dict[str, str]:
@@ -57,8 +58,10 @@ def draw_figures(analysis: Analysis, folder: Path) -> dict[str, str]:
         with rc_context({**STYLE, "svg.hashsalt": name}):
             rows = len(analysis.conditions)
             height = 1.3 + 0.34 * rows if name in _BY_ROW else 3.1
+            if name == "learning_curves":
+                height = 0.6 + 1.1 * ceil(rows / 2)
             figure = Figure(figsize=(WIDTH, height), layout="constrained")
-            draw(figure.add_subplot(), analysis)
+            draw(figure, analysis)
             figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
             figure.savefig(folder / f"{name}.svg", facecolor="white", metadata={"Date": None})
             page = io.StringIO()
@@ -97,9 +100,9 @@ def _rows(axes: Axes, labels: list[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _forest(axes: Axes, analysis: Analysis) -> None:
+def _forest(figure: Figure, analysis: Analysis) -> None:
     """Differences with their intervals; hollow where none was found."""
-    labels = []
+    axes, labels = figure.add_subplot(), []
     for row, contrast in enumerate(analysis.contrasts):
         d, condition = contrast.difference, contrast.condition
         colour = _colour(analysis, condition)
@@ -117,30 +120,45 @@ def _forest(axes: Axes, analysis: Analysis) -> None:
     axes.set_xlabel(f"difference in {analysis.metric}{beside}")
 
 
-def _curves(axes: Axes, analysis: Analysis) -> None:
-    """Mean over seeds, and the band from the lowest to the highest."""
-    for condition in analysis.conditions:
-        curves = [r["curve"] for r in analysis.finished(condition)]
-        length = min(map(len, curves))
-        values = np.array([[_number(p["value"]) for p in c[:length]] for c in curves])
-        epochs = [point["epoch"] for point in curves[0][:length]]
+def _curves(figure: Figure, analysis: Analysis) -> None:
+    """A panel for each condition: mean over seeds, the band from the lowest to the highest, and
+    the mean of the first condition behind."""
+    rows = ceil(len(analysis.conditions) / 2)
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
+    first = analysis.conditions[0]
+    for condition, axes in zip(analysis.conditions, panels, strict=False):
         colour = _colour(analysis, condition)
-        (line,) = axes.plot(
-            epochs, values.mean(axis=0), color=colour, lw=1.6, label=analysis.label(condition)
-        )
+        if condition != first:
+            epochs, values = _validation(analysis, first)
+            (behind,) = axes.plot(epochs, values.mean(axis=0), color=INK, lw=1, ls=":", alpha=0.8)
+            _mark(behind, analysis, first)
+        epochs, values = _validation(analysis, condition)
+        (line,) = axes.plot(epochs, values.mean(axis=0), color=colour, lw=1.6)
         band = axes.fill_between(
-            epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, lw=0
+            epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.25, lw=0
         )
         for artist in (line, band):
             _mark(artist, analysis, condition)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel=f"validation {analysis.metric}")
-    _finish(axes)
+        axes.set_title(analysis.label(condition), color=colour, fontsize=8, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.grid()
+    for axes in panels:  # one is left over where conditions are odd in number
+        axes.set_axis_off()
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel(f"validation {analysis.metric}", fontsize=9)
 
 
-def _shift(axes: Axes, analysis: Analysis) -> None:
+def _validation(analysis: Analysis, condition: Condition) -> tuple[list[int], np.ndarray]:
+    """Epochs, and the score after each, a row per seed; as far as all seeds went."""
+    curves = [r["curve"] for r in analysis.finished(condition)]
+    length = min(map(len, curves))
+    values = np.array([[_number(p["value"]) for p in c[:length]] for c in curves])
+    return [point["epoch"] for point in curves[0][:length]], values
+
+
+def _shift(figure: Figure, analysis: Analysis) -> None:
     """Largest change of each record's logits, all records and seeds, on a logarithmic axis."""
-    floor = 1e-8
+    axes, floor = figure.add_subplot(), 1e-8
     markers = {"padded_2x": "o", "padded_4x": "s", "neighbours": "^"}
     words = {"padded_2x": "padded 2×", "padded_4x": "padded 4×", "neighbours": "with others"}
     for row, condition in enumerate(analysis.conditions):
@@ -161,11 +179,12 @@ def _shift(axes: Axes, analysis: Analysis) -> None:
     _rows(axes, [analysis.label(c) for c in analysis.conditions])
     axes.set_xlabel("largest change of a logit (median, range)")
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside upper center", ncols=3, handletextpad=0.2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, handletextpad=0.2)
 
 
 def _by(key: str, words: str, scale: float) -> Draw:
-    def draw(axes: Axes, analysis: Analysis) -> None:
+    def draw(figure: Figure, analysis: Analysis) -> None:
+        axes = figure.add_subplot()
         for condition in analysis.conditions:
             arms = [r[key] for r in analysis.finished(condition)]
             bins = [(b["low"] + b["high"]) / 2 * scale for b in arms[0]]
@@ -181,13 +200,14 @@ def _by(key: str, words: str, scale: float) -> Draw:
             )
             _mark(line, analysis, condition)
         axes.set(xlabel=words, ylabel=f"{analysis.part} {analysis.metric}")
-        _finish(axes)
+        _finish(figure, axes)
 
     return draw
 
 
-def _statistics(axes: Axes, analysis: Analysis) -> None:
+def _statistics(figure: Figure, analysis: Analysis) -> None:
     """Means (filled) and variances (hollow) of the running statistics; every seed a point."""
+    axes = figure.add_subplot()
     chosen = [c for c in analysis.conditions if analysis.finished(c)[0]["running_statistics"]]
     for row, condition in enumerate(chosen):
         colour = _colour(analysis, condition)
@@ -218,11 +238,12 @@ def _statistics(axes: Axes, analysis: Analysis) -> None:
     _rows(axes, [analysis.label(c) for c in chosen])
     axes.set_xlabel("distance from the exact pooled statistics")
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside upper center", ncols=2, handletextpad=0.2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, handletextpad=0.2)
 
 
-def _cost(axes: Axes, analysis: Analysis) -> None:
+def _cost(figure: Figure, analysis: Analysis) -> None:
     """Mean over seeds; bars are the range."""
+    axes = figure.add_subplot()
     for condition in analysis.conditions:
         arms = analysis.finished(condition)
         cost = np.array([r["microseconds_per_residue"] for r in arms])
@@ -235,13 +256,13 @@ def _cost(axes: Axes, analysis: Analysis) -> None:
         for artist in (wide, high, point):
             _mark(artist, analysis, condition)
     axes.set(xlabel="µs per residue in training", ylabel=f"{analysis.part} {analysis.metric}")
-    _finish(axes)
+    _finish(figure, axes)
 
 
-def _finish(axes: Axes) -> None:
+def _finish(figure: Figure, axes: Axes) -> None:
     axes.grid()
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(
+    figure.legend(
         handles,
         labels,
         loc="outside lower center",
@@ -277,7 +298,7 @@ CAPTIONS: Mapping[str, str] = {
     "differences": "Mean over seeds with its 95 % paired bootstrap interval. Filled: a difference "
     "was found; hollow: none was.",
     "learning_curves": "Validation after each epoch: mean over seeds, band from the lowest to the "
-    "highest seed.",
+    "highest seed. Dotted: the first condition.",
     "padding_shift": "How far the logits of a record move from where they are alone, when it is "
     "padded or batched with others. Left of the dotted line is rounding.",
     "running_statistics": "Distance of each arm's running statistics from the exact ones of all "

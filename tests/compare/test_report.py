@@ -97,6 +97,14 @@ def test_every_figure_is_there_in_both_forms_and_not_blank(report: Path) -> None
         assert imread(png)[..., :3].std() > 0.05
 
 
+def test_learning_curves_stand_apart_each_with_the_first_behind_it(report: Path) -> None:
+    drawn = (report / "figures" / "learning_curves.svg").read_text()
+    groups = re.findall(r'<g id="arm:(\w+)">', drawn)
+    assert groups.count("masked_batch") == 2 + 5  # its line and band, and behind five others
+    others = ("batch", "leaky_batch", "masked_layer", "layer", "none")
+    assert {name: groups.count(name) for name in others} == dict.fromkeys(others, 2)
+
+
 def _chromium(profile: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     assert CHROMIUM is not None
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
