@@ -55,9 +55,8 @@ def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> No
     now = json.loads(to_json(_identity(comparison)))
     if file.exists() and resume:
         before = json.loads(file.read_text(encoding="utf-8"))
-        if before != now:
-            flat = flatten(before), flatten(now)
-            keys = sorted(k for k in flat[0] | flat[1] if flat[0].get(k) != flat[1].get(k))
+        keys = _differing(before, now)
+        if keys:
             raise CheckpointError(
                 f"{folder}: --resume needs the settings and data of before, but these differ: "
                 f"{', '.join(keys)}. Give the same, or choose another --output."
@@ -71,6 +70,15 @@ def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> No
         write_text(file, to_json(now, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}.") from error
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys of what differs. Where files lie does not count: their contents are in ``data``."""
+    old, new = flatten(before), flatten(now)
+    places = tuple(f".data.{key}" for key in ("train", "valid", "test", "labels"))
+    return sorted(
+        key for key in old | new if old.get(key) != new.get(key) and not key.endswith(places)
+    )
 
 
 def _identity(comparison: Comparison) -> dict[str, Any]:

