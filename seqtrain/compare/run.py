@@ -72,7 +72,7 @@ def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> No
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}.") from error
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Keys of what differs. Where files lie does not count: their contents are in ``data``."""
     old, new = flatten(before), flatten(now)
     places = tuple(f".data.{key}" for key in ("train", "valid", "test", "labels"))
