@@ -88,4 +88,6 @@ def test_evaluation_numbers_are_the_same_in_every_form(encoder: str, task: str) 
     for packed, max_tokens in ((True, 90), (True, 10**6), (False, 90)):
         model, objective = tiny_model(encoder, task=task), Objective(task)
         outputs = predict_outputs(model, dataset, objective, max_tokens=max_tokens, packed=packed)
-        assert score_outputs(outputs, dataset, task, number) == pytest.approx(wanted, rel=1e-6, abs=1e-5)
+        assert score_outputs(outputs, dataset, task, number) == pytest.approx(
+            wanted, rel=1e-6, abs=1e-5
+        )

@@ -29,10 +29,8 @@ def place_mask(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Ten
         return None
     channel = channel_dim % input.ndim
     placed = mask.unsqueeze(channel) if mask.ndim == input.ndim - 1 else mask
-    if placed.ndim != input.ndim or any(
-        size != wanted and not (dim == channel and size == 1)
-        for dim, (size, wanted) in enumerate(zip(placed.shape, input.shape, strict=True))
-    ):
+    shape = input.shape
+    if placed.shape != (*shape[:channel], 1, *shape[channel + 1 :]) and placed.shape != shape:
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(input.shape)} "
             f"with its channels at dimension {channel}: expected the shape of the input without "

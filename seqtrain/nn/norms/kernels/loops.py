@@ -54,6 +54,9 @@ def normalize(
     bias: Array,
     floor: Any,
     eps: float,
+    running_mean: Array,
+    running_var: Array,
+    momentum: float,
     means: Array,
     squares: Array,
     statistics: Array,
@@ -74,6 +77,9 @@ def normalize(
         bias: ``(C,)``.
         floor: Of what is normalized, if there is one.
         eps: Added to the variance.
+        running_mean: ``(C,)``, moves towards the mean of the batch.
+        running_var: ``(C,)``, towards its unbiased variance.
+        momentum: By which share of the way.
         means: For one row per chunk, float64 ``(K, C)``, like the next.
         squares: Sums of squared deviations.
         statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
@@ -94,6 +100,9 @@ def normalize(
     if leads:
         statistics[:] = found
         factors[:] = own
+        for c in range(len(running_mean)):
+            running_mean[c] += momentum * (found[0, c] - running_mean[c])
+            running_var[c] += momentum * (found[1, c] / max(len(rows) - 1, 1) - running_var[c])
     share_transform(counters, leads, K, chunk, rows, x, residual, own, floor, out)
 
 

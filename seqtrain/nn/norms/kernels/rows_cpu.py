@@ -46,6 +46,27 @@ class Affine(NamedTuple):
         return cls(weight, bias, dtype.type(0) if call.relu else None)
 
 
+class Moving(NamedTuple):
+    """Running statistics that the loops update."""
+
+    mean: Array
+    var: Array
+    momentum: float
+
+    @classmethod
+    def of(cls, call: Call) -> "Moving":
+        """Those of the call; empty where there are none, or none so simple."""
+        running, momentum = call.running, call.momentum
+        if (
+            running is None
+            or momentum is None
+            or running.weight is not None
+            or not running.mean.dtype == running.var.dtype == torch.float32
+        ):
+            return cls(np.empty(0, np.float32), np.empty(0, np.float32), 0.0)
+        return cls(_array(running.mean), _array(running.var), momentum)
+
+
 class Rows(NamedTuple):
     """The real rows of a batch and how they are cut up, the same whatever the threads."""
 
@@ -55,14 +76,20 @@ class Rows(NamedTuple):
     """Rows summed up in the input's dtype."""
 
     def normalize(
-        self, x: Array, residual: Array | None, affine: Affine, eps: float, out: Array
+        self,
+        x: Array,
+        residual: Array | None,
+        affine: Affine,
+        eps: float,
+        moving: Moving,
+        out: Array,
     ) -> tuple[Array, Array]:
         """The statistics and factors of ``loops.normalize``."""
         num_chunks, chunk = self._chunks()
         table = np.empty((2, num_chunks, x.shape[1]))
         statistics, factors = np.empty((3, x.shape[1])), np.empty((3, x.shape[1]), x.dtype)
         found = (*table, statistics, factors, out)
-        arguments = (chunk, self.tile, self.places, x, residual, *affine, eps, *found)
+        arguments = (chunk, self.tile, self.places, x, residual, *affine, eps, *moving, *found)
         compiled.run(loops.normalize, num_chunks, *arguments)
         return statistics, factors
 
@@ -120,9 +147,12 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(input, mask, weight, bias)
         affine = Affine.of(call, x.dtype)
         ctx.rows, ctx.floor = rows, affine.floor
-        ctx.statistics, ctx.factors = rows.normalize(x, added, affine, call.eps, _matrix(out))
+        moving = Moving.of(call)
+        ctx.statistics, ctx.factors = rows.normalize(
+            x, added, affine, call.eps, moving, _matrix(out)
+        )
         if call.running is not None:
-            _move(call.running, ctx.statistics, len(rows.places), call.momentum)
+            _has_moved(call.running, moving, ctx.statistics, len(rows.places), call.momentum)
         return out
 
     @staticmethod
@@ -240,21 +270,22 @@ def _differentiable(call: Call) -> list[Tensor]:
     return [t for t in candidates if t is not None]
 
 
-def _move(running: RunningStatistics, statistics: Array, size: int, momentum: float | None) -> None:
-    """``running.update``, which takes twenty operations, in few where nothing is special."""
-    plain = running.mean.dtype == running.var.dtype == torch.float32
-    if momentum is None or running.weight is not None or not plain:
-        mean, m2 = torch.from_numpy(statistics[:2])
-        with torch.no_grad():
-            running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
+def _has_moved(
+    running: RunningStatistics,
+    moving: Moving,
+    statistics: Array,
+    size: int,
+    momentum: float | None,
+) -> None:
+    """What the loops leave to do of ``running.update``, which alone takes twenty operations."""
+    if len(moving.mean):
+        torch.autograd.graph.increment_version(running[:2])
+        if running.num_batches is not None:
+            running.num_batches.add_(1)
         return
-    batch = (statistics[0], statistics[1] / max(size - 1, 1))
-    for buffer, value in zip(running[:2], batch, strict=True):
-        array = _array(buffer)
-        array += momentum * (value - array)
-    torch.autograd.graph.increment_version(running[:2])
-    if running.num_batches is not None:
-        running.num_batches.add_(1)
+    mean, m2 = torch.from_numpy(statistics[:2])
+    with torch.no_grad():
+        running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
 
 
 def _settled(running: RunningStatistics, eps: float, affine: Affine) -> Array:
