@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -614,3 +615,54 @@ def test_a_residual_of_another_kind_is_left_to_the_plain_form(
     norm = MaskedBatchNorm1d(3, channel_dim=-1)
     one = norm(x, mask, residual=torch.ones(3))
     torch.testing.assert_close(one, norm(x, mask) + 1)
+
+
+class Called(NamedTuple):
+    """The arrays of one call of the loops, two chunks of eight rows."""
+
+    counters: np.ndarray
+    forward: tuple[object, ...]
+    backward: tuple[object, ...]
+    statistics: np.ndarray
+    out: np.ndarray
+    sums: np.ndarray
+
+
+def a_call() -> Called:
+    rng = np.random.default_rng(0)
+    x, grad = rng.normal(size=(2, 16, 3))
+    rows, one, zero = np.arange(16), np.ones(3), np.zeros(3)
+    table, moving = np.zeros((2, 2, 3)), np.zeros((2, 3))
+    statistics, factors, out = np.ones((3, 3)), np.ones((3, 3)), np.zeros((16, 3))
+    affine = (one, zero, None, 1e-5)
+    forward = (8, 4, rows, x, None, *affine, *moving, 0.1, *table, statistics, factors, out)
+    sums = np.full((2, 3), 7.0)
+    backward = (8, 4, rows, x, grad, statistics, factors, None, *table, sums, out, None)
+    return Called(np.zeros(loops.COUNTERS, np.int64), forward, backward, statistics, out, sums)
+
+
+def test_who_does_not_lead_leaves_results_to_who_does() -> None:
+    call = a_call()
+    call.counters[:] = 2  # all is taken and done
+    loops.normalize(call.counters, False, *call.forward)
+    loops.differentiate(call.counters, False, *call.backward)
+    assert (call.statistics == 1).all()
+    assert (call.sums == 7).all()
+    assert not call.out.any()
+
+
+@pytest.mark.parametrize("counter", [1, 3])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_who_leads_waits_for_chunks_that_others_have_taken(direction: str, counter: int) -> None:
+    call = a_call()
+    call.counters[:] = 2
+    call.counters[counter] = 1  # one is still being worked at
+    loop = loops.normalize if direction == "forward" else loops.differentiate
+    arguments = call.forward if direction == "forward" else call.backward
+    leader = threading.Thread(target=loop, args=(call.counters, True, *arguments))
+    leader.start()
+    leader.join(0.1)
+    assert leader.is_alive()
+    loops.add(call.counters, counter)
+    leader.join(60)
+    assert not leader.is_alive()
