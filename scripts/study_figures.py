@@ -24,6 +24,9 @@ COLORS = {
     "masked_batch": "#0a84c1", "batch": "#d9701a", "leaky_batch": "#cf4b8f",
     "masked_layer": "#0b9b72", "layer": "#8a6fd1", "none": "#5f7f8f",
 }  # fmt: skip
+PLAIN = ("batch", "leaky_batch")
+"""Batch norms that take padding for values."""
+OTHERS = ("masked_layer", "layer", "none")
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,15 @@ def _number(text: str) -> float:
     return float("nan") if text == "–" else float(text.replace(",", ""))
 
 
-def table(done: Sequence[Done]) -> str:
+def table(done: Sequence[Done], norms: Sequence[str]) -> str:
     """Markdown: what the reference reached, and each norm's difference; bold where found."""
-    norms = [norm for norm in COLORS if norm != "masked_batch"]
     lines = [
         f"| part | seeds | padding | masked_batch | {' | '.join(norms)} |",
         "|---|---|---|---|" + "---|" * len(norms),
     ]
     for part in done:
+        if not set(norms) & part.contrasts.keys():
+            continue
         own = np.array(part.values("masked_batch", part.metric))
         share = np.mean(part.values("masked_batch", "padding_share"))
         cells = [_cell(part.contrasts.get(norm)) for norm in norms]
@@ -116,25 +120,24 @@ def _cell(contrast: Contrast | None) -> str:
 
 
 def draw_differences(done: Sequence[Done]) -> None:
-    """Every norm less masked_batch with its interval, a row per part."""
-    panels = (("batch", "leaky_batch"), ("masked_layer", "layer", "none"))
-    size = (9, 0.9 + 0.36 * len(done))
-    _, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    for axis, norms in zip(axes, panels, strict=True):
-        for place, norm in enumerate(norms):
-            for row, part in enumerate(done):
-                found = part.contrasts.get(norm)
-                if found is None:
-                    continue
-                y, color = row + (place - (len(norms) - 1) / 2) * 0.24, COLORS[norm]
-                axis.plot([found.low, found.high], [y, y], color=color, lw=1.4)
-                face = color if found.is_found else "white"
-                axis.plot(found.value, y, "o", color=color, mfc=face, ms=4.5)
-            axis.plot([], [], "o-", color=COLORS[norm], label=norm)
-        axis.axvline(0, color="gray", lw=0.7)
-        axis.set(xlabel="difference from masked_batch", xlim=(-0.6, 0.3))
-        _legend(axis, 3)
-    _rows(axes[0], done)
+    """Plain batch norms less masked_batch, with its interval, a row per part."""
+    size = (7.5, 0.9 + 0.36 * len(done))
+    _, axis = plt.subplots(figsize=size, layout="constrained")
+    for place, norm in enumerate(PLAIN):
+        for row, part in enumerate(done):
+            found = part.contrasts.get(norm)
+            if found is None:
+                continue
+            y, color = row + (place - 0.5) * 0.3, COLORS[norm]
+            axis.plot([found.low, found.high], [y, y], color=color, lw=1.4)
+            face = color if found.is_found else "white"
+            axis.plot(found.value, y, "o", color=color, mfc=face, ms=4.5)
+        axis.plot([], [], "o-", color=COLORS[norm], label=norm)
+    axis.axvline(0, color="gray", lw=0.7)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel="test score less that of masked_batch", xlim=(-0.45, 0.45))
+    _legend(axis, 3)
+    _rows(axis, done)
 
 
 def draw_mechanism(done: Sequence[Done]) -> None:
@@ -161,26 +164,41 @@ def draw_mechanism(done: Sequence[Done]) -> None:
     _rows(axes[0], done)
 
 
-def draw_controlled(done: Sequence[Done]) -> None:
-    """The score of every seed on the controlled sets at four sequences per batch."""
-    order = ("none", "common", "spread-0.25", "spread-0.5", "spread-1", "long", "spread-1-common")
+def draw_scores(done: Sequence[Done]) -> None:
+    """The score of every seed as lengths spread further, and as batches grow."""
+    spreads = {"none": "0", "spread-0.25": "0.25", "spread-0.5": "0.5", "spread-1": "1"}
+    sizes = {str(size): str(size) for size in (2, 4, 8, 64)}
+    panels = (
+        ("controlled, 4 in a batch", "spread of log lengths", "controlled-{}-cnn-4", spreads),
+        ("controlled, spread 1", "sequences in a batch", "controlled-spread-1-cnn-{}", sizes),
+        ("nrc_ncrna13", "sequences in a batch", "nrc_ncrna13-cnn-{}", sizes),
+    )
     by_name = {part.name: part for part in done}
-    chosen = [by_name[n] for o in order if (n := f"controlled-{o}-cnn-4") in by_name]
-    _, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-    for place, norm in enumerate(("masked_batch", "batch", "leaky_batch", "layer", "none")):
-        for column, part in enumerate(chosen):
-            values, x = part.values(norm, "mcc"), column + (place - 2) * 0.14
-            axis.plot([x] * len(values), values, "o", color=COLORS[norm], ms=3, alpha=0.6)
-            if values:
-                middle = [np.mean(values)] * 2
-                axis.plot([x - 0.05, x + 0.05], middle, color=COLORS[norm], lw=2.5)
-        axis.plot([], [], color=COLORS[norm], lw=2.5, label=norm)
-    names = [part.name.removeprefix("controlled-").removesuffix("-cnn-4") for part in chosen]
-    shares = [np.mean(part.values("batch", "padding_share")) for part in chosen]
-    labels = [f"{name}\n{share:.0%} padding" for name, share in zip(names, shares, strict=True)]
-    axis.set_xticks(range(len(chosen)), labels, fontsize=7)
-    axis.set_ylabel("test mcc")
-    _legend(axis, 5)
+    _, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+    for axis, (title, words, name, steps) in zip(axes, panels, strict=True):
+        chosen = {
+            label: by_name[name.format(key)]
+            for key, label in steps.items()
+            if name.format(key) in by_name
+        }
+        for place, norm in enumerate(("masked_batch", *PLAIN)):
+            values = [part.values(norm, part.metric) for part in chosen.values()]
+            x = np.arange(len(values)) + (place - 1) * 0.18
+            for at, each in zip(x, values, strict=True):
+                axis.plot([at] * len(each), each, "o", color=COLORS[norm], ms=3.5, alpha=0.6)
+            means = [np.mean(each) if each else np.nan for each in values]
+            axis.plot(x, means, color=COLORS[norm], lw=1.5, label=norm)
+        shares = [np.mean(part.values("batch", "padding_share")) for part in chosen.values()]
+        labels = [f"{label}\n({share:.0%})" for label, share in zip(chosen, shares, strict=True)]
+        axis.set_xticks(range(len(labels)), labels, fontsize=8)
+        axis.set_xlabel(f"{words}\n(padding)", fontsize=8)
+        axis.set_title(title, fontsize=9)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("test mcc")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(
+        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8
+    )
 
 
 def _legend(axis: Axes, columns: int) -> None:
@@ -200,13 +218,15 @@ def main(results: Path, output: Path) -> None:
     drawn: dict[str, Callable[[Sequence[Done]], None]] = {
         "differences": draw_differences,
         "mechanism": draw_mechanism,
-        "controlled": draw_controlled,
+        "scores": draw_scores,
     }
     for name, draw in drawn.items():
         draw(done)
         plt.savefig(output / f"{name}.png", dpi=130)
         plt.close()
-    print(table(done))
+    print(table(done, PLAIN))
+    print()
+    print(table(done, OTHERS))
 
 
 if __name__ == "__main__":
