@@ -6,8 +6,7 @@ A norm is called as ``norm(x, mask)`` and decides what it leaves at padded posit
 but the leaky batch norm leaves exact zeros.
 """
 
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from seqtrain.nn.attention import attend
 from seqtrain.nn.layout import Layout
 from seqtrain.nn.norms import (
     MaskedBatchNorm,
@@ -204,82 +204,8 @@ class SelfAttention(nn.Module):
         heads = self.in_proj(x).unflatten(2, (3 * self.num_heads, -1))
         q_and_k, v = heads.split([2 * self.num_heads, self.num_heads], dim=2)
         q, k = self.rotary.turn(q_and_k, self.rotary.angles(layout.positions)).chunk(2, dim=2)
-        out: Tensor = self.out_proj(_attend(q, k, v, layout).flatten(2))
+        out: Tensor = self.out_proj(attend(q, k, v, layout).flatten(2))
         return out
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """What the heads of each position gather within its sequence, all ``(B, L, H, D)``."""
-    if layout.grids is None:
-        assert layout.mask is not None, "a padded batch has a mask"
-        if layout.spans is None:
-            return _attend_masked(q, k, v, layout.mask)
-        return _attend_each_row(q, k, v, layout.spans)
-    if layout.spans is None:
-        form = _attend_by_flash if _has_flash(q) else _attend_in_grids
-        return form(q, k, v, layout)
-    # One sequence after the other: no work on padding, no mask to read. Faster on a CPU.
-    sizes = [length for _, _, length in layout.spans]
-    parts = zip(*(x.split(sizes, dim=1) for x in (q, k, v)), strict=True)
-    return torch.cat([_attend_masked(*part) for part in parts], dim=1)
-
-
-def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """All sequences at once; padded keys are masked out."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    # nn.MultiheadAttention's key_padding_mask means the opposite; this one is True = attend.
-    keys = None if mask is None else mask[:, None, None, :]
-    out: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
-    return out
-
-
-def _attend_each_row(
-    q: Tensor, k: Tensor, v: Tensor, spans: Sequence[tuple[int, int, int]]
-) -> Tensor:
-    """The sequences of a padded batch one after the other; zeros at padding."""
-    rows = [x.split(1) for x in (q, k, v)]
-    gathered = [torch.zeros_like(q[:1])] * len(q)
-    for row, _, length in spans:
-        out = _attend_masked(*(x[row][:, :length] for x in rows))
-        gathered[row] = F.pad(out, (0, 0, 0, 0, 0, q.shape[1] - length))
-    return torch.cat(gathered)
-
-
-def _attend_in_grids(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The sequences of each grid of a packed batch at once."""
-    heads = q.shape[2:]
-    gathered = []
-    for parts in zip(*(layout.in_grids(x.flatten(2)) for x in (q, k, v)), strict=True):
-        grid = parts[0][0]
-        q, k, v = (grid.pad(rows).unflatten(2, heads) for _, rows in parts)
-        gathered.append(grid.unpad(_attend_masked(q, k, v, grid.mask).flatten(2)))
-    out: Tensor = torch.cat(gathered)[None].unflatten(2, heads)
-    return out
-
-
-def _has_flash(x: Tensor) -> bool:
-    """Whether torch's attention for sequences end to end computes this."""
-    return (
-        x.device.type == "cuda"
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and x.shape[-1] % 8 == 0
-        and x.shape[-1] <= 256
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-        and find_spec("torch.nn.attention.varlen") is not None
-    )
-
-
-def _attend_by_flash(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """FlashAttention over sequences end to end (Dao 2023, arXiv:2307.08691)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    assert layout.ends is not None, "only a packed batch has sequences side by side"
-    bounds = F.pad(layout.ends, (1, 0)).int()
-    q, k, v = (x.squeeze(0) for x in (q, k, v))
-    # In one piece, so that a sequence's result does not depend on the longest of its batch.
-    out = varlen_attn(q, k, v, bounds, bounds, layout.longest, layout.longest, num_splits=1)
-    assert isinstance(out, Tensor)
-    return out[None]
 
 
 class TransformerBlock(nn.Module):

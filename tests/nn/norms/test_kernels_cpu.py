@@ -356,7 +356,7 @@ def test_two_threads_train_at_once(
 def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     finely(monkeypatch, "machine code")
     asked: list[int] = []
-    monkeypatch.setattr(compiled, "_call", lambda helpers, work: asked.append(helpers))
+    monkeypatch.setattr(compiled, "call", lambda helpers, work: asked.append(helpers))
     x = torch.randn(1, 600, 200)
     norm = MaskedBatchNorm1d(200, channel_dim=-1, affine=False)
     out = norm(x, torch.ones(1, 600, dtype=torch.bool))
@@ -369,7 +369,7 @@ def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.Monke
 def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     finely(monkeypatch, "machine code")
     late: list[Callable[[], None]] = []
-    monkeypatch.setattr(compiled, "_call", lambda helpers, work: late.append(work))
+    monkeypatch.setattr(compiled, "call", lambda helpers, work: late.append(work))
     x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
     out = MaskedBatchNorm1d(200, channel_dim=-1)(x, mask)
     before = out.clone()
@@ -381,7 +381,7 @@ def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.Monkey
 @pytest.mark.usefixtures("threads")
 def test_few_chunks_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(compiled, "_call", lambda helpers, work: asked.append(helpers))
+    monkeypatch.setattr(compiled, "call", lambda helpers, work: asked.append(helpers))
     monkeypatch.setattr(compiled, "compiled", lambda loop: loop)
     for num_chunks in (1, 4, 7):
         compiled.run(lambda counters, leads: None, num_chunks)
@@ -420,6 +420,7 @@ def test_counters_lose_nothing(threads_at_once: int) -> None:
 FORKED = """
 import os, signal, sys, torch
 from seqtrain.nn.norms import MaskedBatchNorm1d
+from seqtrain.nn import crew
 from seqtrain.nn.norms.kernels import compiled, rows_cpu
 norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 200, 4)
 mask = torch.ones(2, 200, dtype=torch.bool)
@@ -431,7 +432,7 @@ out = norm(x, mask)
 child = os.fork()
 signal.alarm(60)
 assert torch.equal(norm(x, mask), out)
-assert len(compiled._crew(os.getpid())[1]) == 1
+assert len(crew._crew(os.getpid())[1]) == 1
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """

@@ -9,16 +9,14 @@ counters in memory, for each return to the interpreter costs more than a chunk o
 import functools
 import importlib
 import inspect
-import os
 from collections.abc import Callable
-from queue import SimpleQueue
-from threading import Thread
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
+from seqtrain.nn.crew import call
 from seqtrain.nn.norms.kernels import loops
 
 Loop = Callable[..., Any]
@@ -102,28 +100,6 @@ def _atomics(numba: ModuleType, extending: ModuleType) -> tuple[Any, Any]:
     return extending.intrinsic(inspect.unwrap(fetch_add)), extending.intrinsic(inspect.unwrap(load))
 
 
-@functools.lru_cache(maxsize=1)
-def _crew(process: int) -> tuple[SimpleQueue[Callable[[], None]], list[Thread]]:  # noqa: ARG001
-    """Where work is left, and who takes it: nobody yet, in a new process after a fork too."""
-    return SimpleQueue(), []
-
-
-def _call(helpers: int, work: Callable[[], None]) -> None:
-    """Have ``work`` called by that many other threads, whenever they come to it."""
-
-    def serve() -> None:
-        while True:
-            jobs.get()()
-
-    jobs, threads = _crew(os.getpid())
-    while len(threads) < helpers:
-        thread = Thread(target=serve, name="seqtrain-norm", daemon=True)
-        thread.start()
-        threads.append(thread)
-    for _ in range(helpers):
-        jobs.put(work)
-
-
 def run(loop: Loop, num_chunks: int, *arguments: Any) -> None:
     """``loop(counters, leads, *arguments)``, by as many threads as torch may use.
 
@@ -139,5 +115,5 @@ def run(loop: Loop, num_chunks: int, *arguments: Any) -> None:
     counters = np.zeros(loops.COUNTERS, np.int64)
     helpers = min(torch.get_num_threads(), num_chunks // WORTH_WAKING) - 1
     if helpers > 0:
-        _call(helpers, functools.partial(machine, counters, False, *arguments))
+        call(helpers, functools.partial(machine, counters, False, *arguments))
     machine(counters, True, *arguments)
