@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, metavar="RESULTS")
     parser.add_argument("parts", nargs="*", metavar="PART", help="all, if none is named")
     parser.add_argument("--seeds", type=int, help="so many at once, not three and then five")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     for knobs in CONTROLLED:
         write_controlled(given.results / "data" / f"controlled-{knobs}", CONTROLLED[knobs])
     known = {part.name: part for part in parts()}

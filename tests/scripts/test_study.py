@@ -1,6 +1,7 @@
 """The study: its parts can be run, and its table says what the reports say."""
 
 import csv
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -38,6 +39,23 @@ def test_parts_name_its_settings_as_the_program_takes_them(
         assert config.batching.max_sequences == part.batch_size
         assert config.batching.max_tokens == part.batch_size * part.longest
         assert words[words.index("--seeds") + 1] == "3"
+
+
+def test_parts_and_seeds_are_taken_as_asked_and_in_that_order(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = scripts
+    ran: list[list[str]] = []
+    done = subprocess.CompletedProcess[str]([], 0)
+    monkeypatch.setattr(study.subprocess, "run", lambda words: ran.append(words) or done)
+    names = [part.name for part in study.parts()]
+    asked = [str(tmp_path), str(tmp_path), "--seeds", "2", names[3], names[0]]
+    assert study.main(asked) == 0
+    assert [Path(words[words.index("--output") + 1]).name for words in ran] == [names[3], names[0]]
+    assert {words[words.index("--seeds") + 1] for words in ran} == {"2"}
+    ran.clear()
+    study.main([str(tmp_path), str(tmp_path)])
+    assert len(ran) == 2 * len(names)  # three seeds of all, then five of all
 
 
 def test_small_and_large_batches_both_encoders_and_all_sets_are_in_the_study(
