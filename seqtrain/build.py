@@ -26,7 +26,7 @@ from seqtrain.nn.norms import (
     MaskedRMSNorm,
 )
 from seqtrain.nn.plain_norms import LeakyBatchNorm, NoNorm, PlainBatchNorm
-from seqtrain.nn.pooling import AttentionPooling, MaxPooling, MeanMaxPooling, MeanPooling
+from seqtrain.nn.pooling import AttentionPooling, MaxPooling, MeanMaxPooling, MeanPooling, Pooling
 
 
 def build_norm(config: NormConfig) -> NormFactory:
@@ -84,7 +84,7 @@ def build_encoder(config: EncoderConfig, norm: NormConfig, vocab_size: int) -> E
     raise ValueError(f"no encoder for {type(config).__name__}")
 
 
-def build_pooling(name: str, embed_dim: int) -> nn.Module:
+def build_pooling(name: str, embed_dim: int) -> Pooling:
     """The pooling of that name; its ``out_dim`` says how wide its vectors are."""
     match name:
         case "mean":
@@ -112,7 +112,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> S
     dropout = config.task.head_dropout
     assert config.task.pooling is not None, "the pooling is chosen before anything is built"
     pooling = build_pooling(config.task.pooling, encoder.embed_dim)
-    in_dim: int = pooling.out_dim  # type: ignore[assignment]  # nn.Module types attributes as Tensor | Module
+    in_dim = pooling.out_dim
     match codec.task:
         case "classification":
             return SequenceModel(encoder, pooling, ClassHead(in_dim, codec.num_outputs, dropout))

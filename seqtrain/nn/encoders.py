@@ -32,10 +32,15 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "B L"], layout: Layout) -> Float[Tensor, "B L C"]:
         """Hidden states of real residues, exact zeros at padding."""
-        x = self.dropout(zero_padding(self.embedding(tokens), layout.mask), layout)
+        states = zero_padding(self.embedding(tokens), layout.mask)
+        return zero_padding(self.through_blocks(states, layout), layout.mask)
+
+    def through_blocks(self, states: Tensor, layout: Layout) -> Tensor:
+        """Embedded states after dropout and all blocks, in the form that the layout says."""
+        states = self.dropout(states, layout)
         for block in self.blocks:
-            x = block(x, layout)
-        return zero_padding(x, layout.mask)
+            states = block(states, layout)
+        return states
 
 
 class CnnEncoder(Encoder):
@@ -61,8 +66,9 @@ class CnnEncoder(Encoder):
         if layout.sequences is None:
             return super().forward(tokens, layout)
         # Opened once, for all blocks: each pass over the states costs a few hundredths of a step.
+        # Gaps hold padding's token, which embeds as zeros.
         opened = layout.with_gaps(self.reach)
-        return opened.close(super().forward(opened.open(tokens), opened))
+        return opened.close(self.through_blocks(self.embedding(opened.open(tokens)), opened))
 
 
 class TransformerEncoder(Encoder):

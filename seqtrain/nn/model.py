@@ -1,10 +1,10 @@
 """An encoder, a pooling and a head. Tensors in, tensors out."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from seqtrain.nn.layout import Layout, packed_layout, padded_layout
+from seqtrain.nn.pooling import Pooling
 
 
 class SequenceModel(nn.Module):
@@ -16,7 +16,7 @@ class SequenceModel(nn.Module):
         head: Logits, and their ``readout``.
     """
 
-    def __init__(self, encoder: nn.Module, pooling: nn.Module | None, head: nn.Module):
+    def __init__(self, encoder: nn.Module, pooling: Pooling | None, head: nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pooling = pooling
@@ -39,13 +39,10 @@ class SequenceModel(nn.Module):
 
     def _pool(self, hidden: Tensor, layout: Layout) -> Tensor:
         assert self.pooling is not None
-        if layout.grids is None:
-            pooled: Tensor = self.pooling(hidden, layout.mask)
-            return pooled
-        pooled_grids = (
-            self.pooling(grid.pad(rows), grid.mask) for grid, rows in layout.in_grids(hidden)
-        )
-        return torch.cat(list(pooled_grids))
+        if layout.grids is not None:
+            return self.pooling.packed(hidden, layout)
+        pooled: Tensor = self.pooling(hidden, layout.mask)
+        return pooled
 
 
 def _layout(tokens: Tensor, lengths: Tensor, packed: bool) -> Layout:

@@ -42,6 +42,10 @@ few = settings(
 )
 
 
+USUAL = (True, 0.1, 1e-5, 2, 2)
+"""Of a call: training, momentum, eps, where the channels are, fewest real positions."""
+
+
 @pytest.fixture(autouse=True)
 def by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call takes the kernels, on this machine whatever it is."""
@@ -272,6 +276,35 @@ def test_activation_and_residual_in_the_same_pass(relu: bool, affine: bool) -> N
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_wider_residual_stays_wide() -> None:
+    """As under autocast, where convolutions give half precision and blocks are added in float32."""
+    x, mask, grad = batch(4, (3, 9, 5), "ragged", torch.bfloat16)
+    residual = torch.randn(x.shape, device=DEVICE)
+    found, wanted = [], []
+    for fused in (True, False):
+        leaves = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
+        call = Call(leaves[0], mask[..., None], None, None, None, *USUAL, relu=True)
+        if fused:
+            out = triton_norm.batch_norm(call._replace(residual=leaves[1]))
+        else:
+            normal = triton_norm.batch_norm(call)
+            assert normal is not None
+            out = torch.where(mask[..., None], leaves[1] + normal.float(), 0.0)
+        assert out is not None
+        assert out.dtype == torch.float32
+        upstream = grad.float().masked_fill(~mask[..., None], 0)
+        (found if fused else wanted).extend([out, *torch.autograd.grad(out, leaves, upstream)])
+    for value, expected in zip(found, wanted, strict=True):
+        assert value.dtype == expected.dtype
+        torch.testing.assert_close(value, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_residual_that_is_broadcast_takes_the_plain_form() -> None:
+    x, mask, _ = batch(0, (2, 9, 3), "all real")
+    call = Call(x, mask[..., None], None, None, None, *USUAL, residual=torch.ones(3, device=DEVICE))
+    assert triton_norm.batch_norm(call) is None
+
+
 def test_a_real_nan_goes_through_the_activation() -> None:
     x = torch.zeros(1, 4, 2, device=DEVICE)
     x[0, 1, 1] = torch.nan

@@ -37,4 +37,4 @@ class Call(NamedTuple):
     relu: bool = False
     """Apply ``torch.relu`` to the normalized features."""
     residual: Tensor | None = None
-    """Of the shape and dtype of ``input``, added last."""
+    """Added last; the wider of two dtypes comes out."""

@@ -20,12 +20,15 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def batch_norm(call: Call) -> Tensor | None:
-    """The result of the call; ``None`` for masks per channel, float64 and where Triton is missing.
+    """The result of the call.
 
-    A view with gaps in memory is copied.
+    ``None`` for masks per channel, float64, a residual that has to be broadcast, and where Triton
+    is missing. A view with gaps in memory is copied.
     """
     input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count = call[:10]
     if mask.shape[channel_dim] != 1 or input.dtype not in DTYPES or not usable(input.device):
+        return None
+    if call.residual is not None and call.residual.shape != input.shape:
         return None
     if running is not None and training and not _can_move(running, input.dtype, momentum):
         return None

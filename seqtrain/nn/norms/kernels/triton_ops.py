@@ -147,7 +147,10 @@ def normalize(
     residual: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    """``residual + relu((x - mean) * invstd * weight + bias)``, 0 at padding; a tensor like ``x``.
+    """``residual + relu((x - mean) * invstd * weight + bias)``, 0 at padding.
+
+    A tensor like ``x``, in the dtype of the residual if that is wider: under autocast the sum over
+    blocks stays in float32.
 
     Args:
         x: Features.
@@ -158,11 +161,11 @@ def normalize(
             ``invstd`` are constants. ``None`` for constants.
         weight: Scale.
         bias: Shift.
-        residual: Like ``x``.
+        residual: Of the shape of ``x``.
         relu: Leave out what is negative.
     """
-    out: Tensor
-    out, x, residual = _of_one_layout(x, residual)
+    like, x, residual = _of_one_layout(x, residual)
+    out = torch.empty_like(like, dtype=_dtype_of_sum(x, residual))
     cut = plan_pass(out)
     with torch.cuda.device_of(out):
         kernels.write_normal[cut.grid](
@@ -172,8 +175,13 @@ def normalize(
 
 
 @normalize.register_fake
-def _like_first(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _like_sum(x: Tensor, *others: Any) -> Tensor:
+    residual = others[-2]
+    return torch.empty_like(x, dtype=_dtype_of_sum(x, residual))
+
+
+def _dtype_of_sum(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
 @torch.library.custom_op("seqtrain::masked_normalize_sums", mutates_args=())
@@ -238,7 +246,9 @@ def input_gradient(
     return out
 
 
-input_gradient.register_fake(_like_first)
+@input_gradient.register_fake
+def _like_first(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
