@@ -165,40 +165,19 @@ def draw_mechanism(done: Sequence[Done]) -> None:
 
 
 def draw_scores(done: Sequence[Done]) -> None:
-    """The score of every seed as lengths spread further, and as batches grow."""
-    spreads = {"none": "0", "spread-0.25": "0.25", "spread-0.5": "0.5", "spread-1": "1"}
-    sizes = {str(size): str(size) for size in (2, 4, 8, 64)}
-    panels = (
-        ("controlled, 4 in a batch", "spread of log lengths", "controlled-{}-cnn-4", spreads),
-        ("controlled, spread 1", "sequences in a batch", "controlled-spread-1-cnn-{}", sizes),
-        ("nrc_ncrna13", "sequences in a batch", "nrc_ncrna13-cnn-{}", sizes),
-    )
-    by_name = {part.name: part for part in done}
-    _, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
-    for axis, (title, words, name, steps) in zip(axes, panels, strict=True):
-        chosen = {
-            label: by_name[name.format(key)]
-            for key, label in steps.items()
-            if name.format(key) in by_name
-        }
-        for place, norm in enumerate(("masked_batch", *PLAIN)):
-            values = [part.values(norm, part.metric) for part in chosen.values()]
-            x = np.arange(len(values)) + (place - 1) * 0.18
-            for at, each in zip(x, values, strict=True):
-                axis.plot([at] * len(each), each, "o", color=COLORS[norm], ms=3.5, alpha=0.6)
-            means = [np.mean(each) if each else np.nan for each in values]
-            axis.plot(x, means, color=COLORS[norm], lw=1.5, label=norm)
-        shares = [np.mean(part.values("batch", "padding_share")) for part in chosen.values()]
-        labels = [f"{label}\n({share:.0%})" for label, share in zip(chosen, shares, strict=True)]
-        axis.set_xticks(range(len(labels)), labels, fontsize=8)
-        axis.set_xlabel(f"{words}\n(padding)", fontsize=8)
-        axis.set_title(title, fontsize=9)
-        axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel("test mcc")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(
-        handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8
-    )
+    """The score of every seed and their mean, a row per part."""
+    size = (7.5, 0.9 + 0.42 * len(done))
+    _, axis = plt.subplots(figsize=size, layout="constrained")
+    for place, norm in enumerate(("masked_batch", *PLAIN)):
+        for row, part in enumerate(done):
+            values, y = part.values(norm, part.metric), row + (place - 1) * 0.24
+            axis.plot(values, [y] * len(values), "o", color=COLORS[norm], ms=4, alpha=0.6)
+            axis.plot(np.mean(values), y, "|", color=COLORS[norm], ms=11, mew=2.5)
+        axis.plot([], [], "o", color=COLORS[norm], label=norm)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("test score (Matthews' correlation; macro F1 of tmbed_topology)")
+    _legend(axis, 3)
+    _rows(axis, done)
 
 
 def _legend(axis: Axes, columns: int) -> None:
