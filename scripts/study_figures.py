@@ -60,9 +60,9 @@ class Done:
 
 
 def read(results: Path) -> list[Done]:
-    """Every part with a report of two seeds or more, in the order of the study."""
+    """Every part with a report of two seeds or more, by data set, encoder and batch."""
     found = []
-    for part in parts():
+    for part in sorted(parts(), key=lambda part: (part.data, part.encoder, part.batch_size)):
         folder = results / part.name
         if not (folder / "report.md").exists():
             continue
