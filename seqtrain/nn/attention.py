@@ -37,6 +37,8 @@ class _EachSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Sequence[Span]) -> Tensor:
+        # The operator reads heads as if their channels lay side by side.
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         covered = sum(length for *_, length in spans) == q.shape[0] * q.shape[1]
         out = q.new_empty(q.shape) if covered else q.new_zeros(q.shape)
         sums: dict[Span, Tensor] = {}

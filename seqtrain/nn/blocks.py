@@ -45,6 +45,7 @@ class ChannelsLastConv1d(nn.Conv1d):
         """
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         assert self.bias is not None
+        assert layout.sequences is None or layout.places is not None, "a packed row has gaps"
         form = convolve if layout.places is None else convolve_row
         return form(input, weight, self.bias, self.dilation[0], self.reach)
 

@@ -4,11 +4,12 @@ torch splits each operation among its threads and has them meet at its end. Wher
 small ones they meet more than they work: then whole operations are shared out, one thread each.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -23,17 +24,29 @@ def _crew(process: int) -> tuple[SimpleQueue[Work], list[Thread]]:  # noqa: ARG0
     return SimpleQueue(), []
 
 
+_hiring = Lock()
+if hasattr(os, "register_at_fork"):  # a fork while another thread hires
+    os.register_at_fork(after_in_child=lambda: globals().update(_hiring=Lock()))
+
+
 def call(helpers: int, work: Work) -> None:
-    """Have ``work`` called by that many other threads, whenever they come to it."""
-    jobs, threads = _crew(os.getpid())
-    while len(threads) < helpers:
-        threads.append(_hire(jobs))
+    """Have ``work`` called by that many other threads, whenever they come to it.
+
+    What it raises there is lost: who calls has to do the same work or to ask for it.
+    """
+    with _hiring:
+        jobs, threads = _crew(os.getpid())
+        while len(threads) < helpers:
+            threads.append(_hire(jobs))
     for _ in range(helpers):
         jobs.put(work)
 
 
 def _hire(jobs: SimpleQueue[Work]) -> Thread:
-    """A thread more, whose operations do not ask torch's threads for help."""
+    """A thread more, whose operations do not ask torch's threads for help.
+
+    A thread that first meets torch in the very moment takes itself for such a one.
+    """
     ready: SimpleQueue[None] = SimpleQueue()
 
     def serve() -> None:
@@ -41,7 +54,11 @@ def _hire(jobs: SimpleQueue[Work]) -> Thread:
         torch.set_num_threads(1)
         ready.put(None)
         while True:
-            jobs.get()()
+            work = jobs.get()
+            # A thread that ended would leave its jobs, and all they hold, in the queue for good.
+            with contextlib.suppress(BaseException):
+                work()
+            del work
 
     others = torch.get_num_threads()
     thread = Thread(target=serve, name="seqtrain-crew", daemon=True)
@@ -51,18 +68,18 @@ def _hire(jobs: SimpleQueue[Work]) -> Thread:
     return thread
 
 
-def share(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """``work`` of each item, by as many threads as torch may use, unseen by autograd.
+def share(work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """``work`` of each item, by at most as many threads as torch may use, unseen by autograd.
 
     Args:
         work: Takes an item; may not depend on the mode or the device of this thread.
         items: Taken in order.
 
     Raises:
-        Exception: Whatever a call of ``work`` raised, once all threads have ended theirs.
+        BaseException: Whatever a call of ``work`` raised, once all threads have ended theirs.
     """
-    todo = iter(items)  # the interpreter's lock makes it safe to share
-    done: SimpleQueue[Exception | None] = SimpleQueue()
+    todo = iter(items)  # that of a sequence is safe to share, by the interpreter's lock
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
     inference = torch.is_inference_mode_enabled()
 
     def some() -> None:
@@ -71,11 +88,11 @@ def share(work: Callable[[Item], None], items: Iterable[Item]) -> None:
             with torch.inference_mode(inference), torch.no_grad():
                 for item in todo:
                     work(item)
-        except Exception as error:
+        except BaseException as error:
             failure = error
         done.put(failure)
 
-    helpers = torch.get_num_threads()
+    helpers = min(torch.get_num_threads(), max(1, len(items)))
     if helpers > 1:
         call(helpers, some)
     else:

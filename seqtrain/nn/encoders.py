@@ -66,9 +66,9 @@ class CnnEncoder(Encoder):
         if layout.sequences is None:
             return super().forward(tokens, layout)
         # Opened once, for all blocks: each pass over the states costs a few hundredths of a step.
-        # Gaps hold padding's token, which embeds as zeros.
         opened = layout.with_gaps(self.reach)
-        return opened.close(self.through_blocks(self.embedding(opened.open(tokens)), opened))
+        states = opened.open(self.embedding(tokens))
+        return opened.close(self.through_blocks(states, opened))
 
 
 class TransformerEncoder(Encoder):

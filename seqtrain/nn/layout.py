@@ -3,8 +3,8 @@
 Two forms carry the same sequences. *Padded*: one sequence a row, ``(B, L)``. *Packed*: all
 residues end to end in a single row, ``(1, R)``, with no padding at all. What works on each
 position alone, and every norm, runs on either. What looks at neighbours opens a packed batch:
-convolutions by gaps as wide as they reach (:meth:`Layout.with_gaps`), pooling and attention into a
-few :class:`Grid` of similar lengths.
+convolutions by gaps as wide as they reach (:meth:`Layout.with_gaps`), pooling, and attention on a
+GPU, into a few :class:`Grid` of similar lengths.
 """
 
 from itertools import accumulate
@@ -152,9 +152,9 @@ class Layout(NamedTuple):
         assert self.sequences is not None, "only a packed batch has sequences side by side"
         assert self.ends is not None, "only a packed batch has sequences side by side"
         R, S, device = len(self.sequences), len(self.ends), self.ends.device
-        last = R + max(S - 1, 0) * reach
+        last = R + (S - 1) * reach
         size = -(-last // ROW_QUANTUM) * ROW_QUANTUM
-        gaps = self.ends[:-1] + reach * torch.arange(max(S - 1, 0), device=device)
+        gaps = self.ends[:-1] + reach * torch.arange(S - 1, device=device)
         gaps = (gaps[:, None] + torch.arange(reach, device=device)).flatten()
         empty = torch.cat([gaps, torch.arange(last, size, device=device)])
         real = torch.arange(R, device=device) + self.sequences * reach

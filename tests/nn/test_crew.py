@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from seqtrain.nn import crew
 from seqtrain.nn.crew import share
 
 
@@ -23,7 +24,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_every_item_is_worked_at_once(threads: int) -> None:
     for number in (0, 1, 2, 50):
         done: list[int] = []
-        share(done.append, range(number))
+        share(done.append, list(range(number)))
         assert sorted(done) == list(range(number))
     assert torch.get_num_threads() == threads
 
@@ -42,10 +43,27 @@ def test_operations_within_do_not_ask_for_torchs_threads(threads: int) -> None:
 
 def test_a_backward_pass_keeps_the_number_of_threads(threads: int) -> None:
     """It asks torch for what a thread set last; a thread of ours must not have been it."""
+    crew._crew.cache_clear()  # so that threads are hired now
     share(lambda _: None, range(4))
     x = torch.ones(3, requires_grad=True)
     (x * x).sum().backward()
     assert torch.get_num_threads() == threads
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [threads]
+
+
+def test_a_thread_outlives_what_it_was_asked_to_do() -> None:
+    def fail() -> None:
+        raise OSError("no space left")
+
+    done = threading.Event()
+    crew.call(1, fail)
+    crew.call(1, done.set)
+    assert done.wait(60)
+    assert crew._crew(os.getpid())[0].empty()
 
 
 @pytest.mark.usefixtures("threads")
@@ -74,6 +92,7 @@ def test_an_error_comes_back_and_the_threads_live_on() -> None:
 
 FORKED = """
 import os, signal, torch
+from seqtrain.nn import crew
 from seqtrain.nn.crew import share
 torch.set_num_threads(2)
 def check():

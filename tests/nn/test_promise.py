@@ -329,3 +329,16 @@ def test_a_training_step_reaches_every_weight_and_statistic(encoder: str) -> Non
         elif name.startswith("gradient") and not name.endswith("conv.bias"):
             # (The norm takes the bias of the convolution away again.)
             assert value.abs().max() > 1e-8, name
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_what_paddings_token_embeds_as_never_matters(encoder: str) -> None:
+    """It begins as zeros, but weights may come from elsewhere."""
+    model = tiny_model(encoder)
+    with torch.no_grad():
+        model.encoder.embedding.weight.normal_()
+        tokens, lengths = draw_tokens([30, 9, 4], seed=1)
+        packed = model(packed_tokens(tokens, lengths), lengths, True)
+        torch.testing.assert_close(packed, model(tokens, lengths), atol=1e-5, rtol=1e-5)
+        for row, own in zip(packed, logits_alone(model, tokens, lengths), strict=True):
+            torch.testing.assert_close(row, own, atol=1e-5, rtol=1e-5)

@@ -25,6 +25,15 @@ STATES = sum(LENGTHS) * CHANNELS
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What other threads do is not seen by who counts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Calls(TorchDispatchMode):
     """Counts operations, and separately those whose result is as large as the hidden states."""
 

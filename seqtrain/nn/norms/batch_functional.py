@@ -59,12 +59,19 @@ def masked_batch_norm(
         residual: Like ``input``, added last, likewise.
 
     Returns:
-        ``residual + relu(norm)``, a tensor like ``input``, 0 at padding.
+        ``residual + relu(norm)``, a tensor like ``input``, 0 at padding; in the residual's dtype if
+        that is the wider.
 
     Raises:
         TypeError: The mask is not boolean, or buffers to be updated are narrower than float32.
-        ValueError: The mask does not fit, or statistics are wanted that were not given.
+        ValueError: The mask or the residual does not fit, or statistics are wanted that were not
+            given.
     """
+    if residual is not None and residual.shape != input.shape:
+        raise ValueError(
+            f"expected a residual of the input's shape {tuple(input.shape)}, found one of "
+            f"{tuple(residual.shape)}"
+        )
     running = None
     if running_mean is not None and running_var is not None:
         running = RunningStatistics(running_mean, running_var, num_batches_tracked, running_weight)

@@ -151,7 +151,7 @@ def differentiable_backward(
         out = out if bias is None else select_real(out + bias, mask)
         out = out.to(input.dtype)
     wanted = [t for t in (input, weight, bias) if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True) if wanted else ())
     of_input, of_weight, of_bias = (
         next(grads) if t is not None and t.requires_grad else None for t in (input, weight, bias)
     )

@@ -608,14 +608,68 @@ def test_a_rectified_norm_has_second_derivatives(monkeypatch: pytest.MonkeyPatch
     assert torch.autograd.gradgradcheck(block, (x, residual, weight, bias))
 
 
-def test_a_residual_of_another_kind_is_left_to_the_plain_form(
+def test_a_wider_residual_stays_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask = torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
+    norm, residual = MaskedBatchNorm1d(3, channel_dim=-1), torch.randn(2, 9, 3).double()
+    found = norm(x, mask, residual=residual)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, norm(x, mask).double() + residual, rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    x, mask = torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"shape \(2, 9, 3\), found one of \(3,\)"):
+        MaskedBatchNorm1d(3, channel_dim=-1)(x, mask, residual=torch.ones(3))
+
+
+def test_a_residual_alone_has_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "python")
+    x, mask = torch.randn(2, 9, 3), torch.arange(9) < torch.tensor([[9], [4]])
+    residual = torch.randn(2, 9, 3).requires_grad_()
+    out = masked_batch_norm(x, mask, training=True, channel_dim=-1, residual=residual)
+    (first,) = torch.autograd.grad((out**2).sum(), residual, create_graph=True)
+    torch.testing.assert_close(first, torch.where(mask[..., None], 2 * out, 0.0))
+    (second,) = torch.autograd.grad(first.sum(), residual)
+    torch.testing.assert_close(second, 2.0 * mask[..., None].expand_as(x))
+
+
+def test_saved_states_may_come_back_with_other_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from hooks that keep them elsewhere."""
+    finely(monkeypatch, "python")
+    x, mask, grad = some_input((4, 15, 3), "right", torch.float32, 3)
+    norm = made(3, torch.float32, channel_dim=-1)
+    wanted = train(copy.deepcopy(norm), x, mask, grad)
+
+    def turned(t: Tensor) -> Tensor:
+        return t.transpose(0, 1).contiguous().transpose(0, 1) if t.ndim == 3 else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, turned):
+        found = train(copy.deepcopy(norm), x, mask, grad)
+    torch.testing.assert_close(found["dx"], wanted["dx"])
+
+
+@pytest.mark.usefixtures("threads")
+def test_machine_code_that_a_full_disk_does_not_keep_still_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finely(monkeypatch, "python")
-    x, mask = torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
-    norm = MaskedBatchNorm1d(3, channel_dim=-1)
-    one = norm(x, mask, residual=torch.ones(3))
-    torch.testing.assert_close(one, norm(x, mask) + 1)
+    plain, failed = loops.normalize, []
+
+    def full(*call: object) -> None:
+        if len(failed) < 2:
+            failed.append(call)
+            raise OSError(28, "No space left on device")
+        plain(*call)
+
+    monkeypatch.setattr(loops, "normalize", full)
+    x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
+    monkeypatch.setattr(compiled, "call", lambda helpers, work: None)
+    failed.append(())
+    out = MaskedBatchNorm1d(200, channel_dim=-1, affine=False)(x, mask)
+    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert len(failed) == 2
 
 
 class Called(NamedTuple):

@@ -299,12 +299,6 @@ def test_a_wider_residual_stays_wide() -> None:
         torch.testing.assert_close(value, expected, rtol=2e-2, atol=2e-2)
 
 
-def test_a_residual_that_is_broadcast_takes_the_plain_form() -> None:
-    x, mask, _ = batch(0, (2, 9, 3), "all real")
-    call = Call(x, mask[..., None], None, None, None, *USUAL, residual=torch.ones(3, device=DEVICE))
-    assert triton_norm.batch_norm(call) is None
-
-
 def test_a_real_nan_goes_through_the_activation() -> None:
     x = torch.zeros(1, 4, 2, device=DEVICE)
     x[0, 1, 1] = torch.nan

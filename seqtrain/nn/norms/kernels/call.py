@@ -37,4 +37,4 @@ class Call(NamedTuple):
     relu: bool = False
     """Apply ``torch.relu`` to the normalized features."""
     residual: Tensor | None = None
-    """Added last; the wider of two dtypes comes out."""
+    """Of the shape of ``input``, added last; the wider of their dtypes comes out."""

@@ -101,19 +101,22 @@ def _atomics(numba: ModuleType, extending: ModuleType) -> tuple[Any, Any]:
 
 
 def run(loop: Loop, num_chunks: int, *arguments: Any) -> None:
-    """``loop(counters, leads, *arguments)``, by as many threads as torch may use.
+    """``loop(counters, leads, *arguments)``, by at most as many threads as torch may use.
 
-    One that gets no core for a while, or cannot wake up because another holds the interpreter, is
-    not waited for.
+    One that gets no core, or cannot wake up because another holds the interpreter, is waited for
+    only if it has taken a chunk.
 
     Args:
         loop: From ``loops``, of those that take counters.
         num_chunks: How many there are.
         arguments: What the loop takes after its first two.
     """
-    machine = compiled(loop)
     counters = np.zeros(loops.COUNTERS, np.int64)
+    machine = compiled(loop)
     helpers = min(torch.get_num_threads(), num_chunks // WORTH_WAKING) - 1
     if helpers > 0:
         call(helpers, functools.partial(machine, counters, False, *arguments))
-    machine(counters, True, *arguments)
+    try:
+        machine(counters, True, *arguments)
+    except OSError:  # as of a full disk: the machine code is there, and could only not be kept
+        machine(counters, True, *arguments)

@@ -77,8 +77,8 @@ def normalize(
         bias: ``(C,)``.
         floor: Of what is normalized, if there is one.
         eps: Added to the variance.
-        running_mean: ``(C,)``, moves towards the mean of the batch.
-        running_var: ``(C,)``, towards its unbiased variance.
+        running_mean: ``(C,)``, moves towards the mean of the batch; ``(0,)`` for none.
+        running_var: Likewise, towards its unbiased variance.
         momentum: By which share of the way.
         means: For one row per chunk, float64 ``(K, C)``, like the next.
         squares: Sums of squared deviations.

@@ -158,6 +158,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, mask, weight, bias = ctx.saved_tensors
+        input = input.contiguous()  # a hook may have brought it back with other strides
         wants_input, _, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             firsts = _differentiable_gradients(ctx, grad)
@@ -255,14 +256,10 @@ def _is_covered(call: Call) -> bool:
         or call.mask.shape[call.channel_dim] != 1
         # The plain form says what is wrong.
         or any(t is not None and t.shape != (channels,) for t in vectors)
-        or (call.residual is not None and not _is_alike(call.residual, input))
+        or (call.residual is not None and call.residual.dtype != input.dtype)
         or _is_watched(input)
         or compiled.find_numba() is None
     )
-
-
-def _is_alike(residual: Tensor, input: Tensor) -> bool:
-    return residual.shape == input.shape and residual.dtype == input.dtype
 
 
 def _differentiable(call: Call) -> list[Tensor]:

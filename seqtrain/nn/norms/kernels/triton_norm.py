@@ -22,15 +22,14 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def batch_norm(call: Call) -> Tensor | None:
     """The result of the call.
 
-    ``None`` for masks per channel, float64, a residual that has to be broadcast, and where Triton
-    is missing. A view with gaps in memory is copied.
+    ``None`` for masks per channel, float64, and where Triton is missing. A view with gaps in memory
+    is copied.
     """
-    input, mask, running, weight, bias, training, momentum, eps, channel_dim, min_count = call[:10]
+    input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
+    weight, bias, training, eps = call.weight, call.bias, call.training, call.eps
     if mask.shape[channel_dim] != 1 or input.dtype not in DTYPES or not usable(input.device):
         return None
-    if call.residual is not None and call.residual.shape != input.shape:
-        return None
-    if running is not None and training and not _can_move(running, input.dtype, momentum):
+    if running is not None and training and not _can_move(running, input.dtype, call.momentum):
         return None
     # Here, because it takes Triton, and compiles kernels when they are first called.
     from seqtrain.nn.norms.kernels import triton_ops
@@ -42,7 +41,9 @@ def batch_norm(call: Call) -> Tensor | None:
         mean, invstd = (t.flatten().to(wide_dtype(t.dtype)) for t in settled[:2])
         share = None
     else:
-        mean, invstd, share = _batch_statistics(x, real, running, momentum, eps, min_count)
+        mean, invstd, share = _batch_statistics(
+            x, real, running, call.momentum, eps, call.min_count
+        )
     residual = None if call.residual is None else _by_sequence(call.residual, channel_dim)
     out: Tensor = triton_ops.normalize(
         x, real, mean, invstd, share, weight, bias, residual, call.relu

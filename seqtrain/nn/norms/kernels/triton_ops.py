@@ -283,7 +283,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
         out = F.relu(out) if ctx.relu else out
     places = (x, weight, bias)
     wanted = [t for t in places if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True) if wanted else ())
     return tuple(None if t is None or not t.requires_grad else next(grads) for t in places)
 
 
