@@ -283,23 +283,16 @@ def transform(
 
     NaN stays NaN.
     """
-    N, C = x.shape
-    stop = min((k + 1) * chunk, len(rows))
-    # What lies before the first row is the first chunk's, what follows a row is that row's.
-    at = 0 if k == 0 else rows[k * chunk]
-    for i in range(k * chunk, stop):
+    clear(k, chunk, rows, out)
+    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
         e = rows[i]
-        for gap in range(at, e):
-            out[gap] = 0
-        for c in range(C):
+        for c in range(x.shape[1]):
             y = (x[e, c] - factors[0, c]) * factors[1, c] + factors[2, c]
             if floor is not None:
                 y = floor if y < floor else y
             if residual is not None:
                 y += residual[e, c]
             out[e, c] = y
-        at = e + 1
-    out[at : N if stop == len(rows) else rows[stop]] = 0
 
 
 def gradient_sums(
@@ -398,30 +391,30 @@ def gradient(
     out: Array,
 ) -> None:
     """``passed * scale + (x - centre) * slope + offset`` at the rows of chunk ``k``, 0 around."""
-    N, C = x.shape
-    stop = min((k + 1) * chunk, len(rows))
-    at = 0 if k == 0 else rows[k * chunk]
-    for i in range(k * chunk, stop):
+    clear(k, chunk, rows, out)
+    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
         e = rows[i]
-        for gap in range(at, e):
-            out[gap] = 0
-        for c in range(C):
+        for c in range(x.shape[1]):
             p = x[e, c] - factors[0, c]
             dp = passed(p, grad[e, c], c, factors, floor)
             out[e, c] = dp * factors[1, c] + p * slopes[0, c] + slopes[1, c]
-        at = e + 1
-    out[at : N if stop == len(rows) else rows[stop]] = 0
 
 
 def pick(k: int, chunk: int, rows: Array, source: Array, out: Array) -> None:
     """``source`` at the rows of chunk ``k``, 0 around."""
+    clear(k, chunk, rows, out)
+    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
+        e = rows[i]
+        for c in range(source.shape[1]):
+            out[e, c] = source[e, c]
+
+
+def clear(k: int, chunk: int, rows: Array, out: Array) -> None:
+    """0 around the rows of chunk ``k``: before the first one of all, and behind each."""
     stop = min((k + 1) * chunk, len(rows))
     at = 0 if k == 0 else rows[k * chunk]
     for i in range(k * chunk, stop):
-        e = rows[i]
-        for gap in range(at, e):
+        for gap in range(at, rows[i]):
             out[gap] = 0
-        for c in range(source.shape[1]):
-            out[e, c] = source[e, c]
-        at = e + 1
+        at = rows[i] + 1
     out[at : len(out) if stop == len(rows) else rows[stop]] = 0
