@@ -271,14 +271,16 @@ def test_no_padded_row_is_read_and_every_row_is_written_once(
     x, residual, grad, out, of_residual = (watched() for _ in range(5))
     one = np.ones(1)
     affine = rows_cpu.Affine(one, one, np.float64(0))
-    moving = rows_cpu.Moving(np.zeros(1, np.float32), np.zeros(1, np.float32), 0.1)
+    running = (np.zeros(1, np.float32) for _ in range(2))
+    moving = rows_cpu.Moving(*running, np.zeros(1, np.int64), 0.1)
     statistics, factors = rows.normalize(x, residual, affine, 1e-5, moving, out)
     assert count(x.read) == (3 * mask).tolist()
     assert count(residual.read) == (1 * mask).tolist()
     assert count(out.written) == [1] * len(mask)
     x.read.clear()
     out.written.clear()
-    rows.differentiate(x, grad, statistics, factors, affine.floor, out, of_residual)
+    found = (statistics, factors, affine.floor)
+    rows.differentiate(x, grad, *found, np.empty((2, 1)), out, of_residual)
     assert count(x.read) == (2 * mask).tolist()
     assert count(grad.read) == (3 * mask).tolist()
     assert count(out.written) == count(of_residual.written) == [1] * len(mask)
@@ -681,6 +683,7 @@ class Called(NamedTuple):
     statistics: np.ndarray
     out: np.ndarray
     sums: np.ndarray
+    counted: np.ndarray
 
 
 def a_call() -> Called:
@@ -689,11 +692,13 @@ def a_call() -> Called:
     rows, one, zero = np.arange(16), np.ones(3), np.zeros(3)
     table, moving = np.zeros((2, 2, 3)), np.zeros((2, 3))
     statistics, factors, out = np.ones((3, 3)), np.ones((3, 3)), np.zeros((16, 3))
-    affine = (one, zero, None, 1e-5)
-    forward = (8, 4, rows, x, None, *affine, *moving, 0.1, *table, statistics, factors, out)
+    affine, counted = (one, zero, None, 1e-5), np.zeros(1, np.int64)
+    running = (*moving, counted, 0.1)
+    forward = (8, 4, rows, x, None, *affine, *running, *table, statistics, factors, out)
     sums = np.full((2, 3), 7.0)
     backward = (8, 4, rows, x, grad, statistics, factors, None, *table, sums, out, None)
-    return Called(np.zeros(loops.COUNTERS, np.int64), forward, backward, statistics, out, sums)
+    counters = np.zeros(loops.COUNTERS, np.int64)
+    return Called(counters, forward, backward, statistics, out, sums, counted)
 
 
 def test_who_does_not_lead_leaves_results_to_who_does() -> None:
@@ -704,6 +709,7 @@ def test_who_does_not_lead_leaves_results_to_who_does() -> None:
     assert (call.statistics == 1).all()
     assert (call.sums == 7).all()
     assert not call.out.any()
+    assert not call.counted
 
 
 @pytest.mark.parametrize("counter", [1, 3])

@@ -56,6 +56,7 @@ def normalize(
     eps: float,
     running_mean: Array,
     running_var: Array,
+    num_batches: Array,
     momentum: float,
     means: Array,
     squares: Array,
@@ -79,6 +80,7 @@ def normalize(
         eps: Added to the variance.
         running_mean: ``(C,)``, moves towards the mean of the batch; ``(0,)`` for none.
         running_var: Likewise, towards its unbiased variance.
+        num_batches: int64 ``(1,)``, becomes one more; ``(0,)`` for none.
         momentum: By which share of the way.
         means: For one row per chunk, float64 ``(K, C)``, like the next.
         squares: Sums of squared deviations.
@@ -103,6 +105,7 @@ def normalize(
         for c in range(len(running_mean)):
             running_mean[c] += momentum * (found[0, c] - running_mean[c])
             running_var[c] += momentum * (found[1, c] / max(len(rows) - 1, 1) - running_var[c])
+        num_batches += 1
     share_transform(counters, leads, K, chunk, rows, x, residual, own, floor, out)
 
 

@@ -26,6 +26,9 @@ TILE = 2**13
 
 TILES_PER_CHUNK = 8
 
+_NO_BUFFER = np.empty(0, np.float32)
+_NO_COUNTER = np.empty(0, np.int64)
+
 
 class Affine(NamedTuple):
     """What normalized features are multiplied with, added to and cut off at."""
@@ -51,6 +54,7 @@ class Moving(NamedTuple):
 
     mean: Array
     var: Array
+    num_batches: Array
     momentum: float
 
     @classmethod
@@ -63,8 +67,10 @@ class Moving(NamedTuple):
             or running.weight is not None
             or not running.mean.dtype == running.var.dtype == torch.float32
         ):
-            return cls(np.empty(0, np.float32), np.empty(0, np.float32), 0.0)
-        return cls(_array(running.mean), _array(running.var), momentum)
+            return cls(_NO_BUFFER, _NO_BUFFER, _NO_COUNTER, 0.0)
+        counted = running.num_batches
+        count = _NO_COUNTER if counted is None else _array(counted).reshape(1)
+        return cls(_array(running.mean), _array(running.var), count, momentum)
 
 
 class Rows(NamedTuple):
@@ -108,16 +114,15 @@ class Rows(NamedTuple):
         statistics: Array,
         factors: Array,
         floor: Any,
+        sums: Array,
         out: Array | None,
         of_residual: Array | None,
-    ) -> Array:
-        """The gradients of weight and bias, and those that ``loops.differentiate`` writes."""
+    ) -> None:
+        """The gradients that ``loops.differentiate`` writes into the last three."""
         num_chunks, chunk = self._chunks()
         table = np.empty((2, num_chunks, x.shape[1]))
-        sums = np.empty((2, x.shape[1]), x.dtype)
         arguments = (chunk, self.tile, self.places, x, grad, statistics, factors, floor)
         compiled.run(loops.differentiate, num_chunks, *arguments, *table, sums, out, of_residual)
-        return sums
 
     def _chunks(self) -> tuple[int, int]:
         """How many there are, and the rows in each but the last.
@@ -166,11 +171,12 @@ class _Normalize(torch.autograd.Function):
         of_input, of_residual = (
             torch.empty_like(input) if wanted else None for wanted in (wants_input, wants_residual)
         )
-        written = (None if t is None else _matrix(t) for t in (of_input, of_residual))
+        sums = input.new_empty(2, input.shape[-1])
+        written = (None if t is None else _matrix(t) for t in (sums, of_input, of_residual))
         found = (ctx.statistics, ctx.factors, ctx.floor)
-        sums = ctx.rows.differentiate(_matrix(input), _matrix(grad.contiguous()), *found, *written)
+        ctx.rows.differentiate(_matrix(input), _matrix(grad.contiguous()), *found, *written)
         of_weight, of_bias = (
-            torch.from_numpy(total).to(p.dtype) if wanted else None
+            total.to(p.dtype) if wanted else None
             for p, total, wanted in zip(
                 (weight, bias), sums, (wants_weight, wants_bias), strict=True
             )
@@ -276,9 +282,7 @@ def _has_moved(
 ) -> None:
     """What the loops leave to do of ``running.update``, which alone takes twenty operations."""
     if len(moving.mean):
-        torch.autograd.graph.increment_version(running[:2])
-        if running.num_batches is not None:
-            running.num_batches.add_(1)
+        torch.autograd.graph.increment_version([t for t in running[:3] if t is not None])
         return
     mean, m2 = torch.from_numpy(statistics[:2])
     with torch.no_grad():
