@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.startup import load_torch
 from seqtrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def compare_norms(
     With nothing but --output it compares small models on part of the bundled data in a few
     minutes. Read report.html first; docs/compare.md says how everything is measured.
     """
+    load_torch()
     from seqtrain.compare.run import open_comparison
     from seqtrain.reporting import to_json
     from seqtrain.training.checkpoint import write_text

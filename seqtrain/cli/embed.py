@@ -8,6 +8,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
+from seqtrain.cli.startup import load_torch
 
 
 def embed(
@@ -30,6 +31,7 @@ def embed(
     """Write a vector for every record, or residue; rows keep the order of the input."""
     if on_error not in ("fail", "skip"):
         raise typer.BadParameter("--on-error takes fail or skip.")
+    load_torch()
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.evaluation.embed import (
         DTYPES,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.startup import load_torch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +31,7 @@ def evaluate(
     quiet: options.Quiet = False,
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
+    load_torch()
     from seqtrain.data.labels import is_regression
     from seqtrain.data.prepare import read_for_model
     from seqtrain.evaluation.runs import evaluate_run, write_outputs

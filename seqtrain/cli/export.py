@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.startup import load_torch
 
 if TYPE_CHECKING:
     from seqtrain.export.program import Runner
@@ -44,6 +45,7 @@ def export(
     """Write a trained model as files that work on another machine."""
     if format not in FORMATS:
         raise typer.BadParameter(f"--format takes {', '.join(FORMATS)}.")
+    load_torch()
     from seqtrain.errors import ExportError
     from seqtrain.export.bundle import open_run
     from seqtrain.export.parity import TOLERANCE, check_parity

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.startup import load_torch
 
 
 def info(
@@ -25,6 +26,7 @@ def info(
     if verify:
         _verify(run, json)
         return
+    load_torch()
     from seqtrain.config import config_to_dict
     from seqtrain.data.labels import is_regression
     from seqtrain.evaluation.applicability import TrainingRange

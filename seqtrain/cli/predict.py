@@ -14,6 +14,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
+from seqtrain.cli.startup import load_torch
 
 if TYPE_CHECKING:
     from seqtrain.data.fasta import Record, Reject
@@ -86,6 +87,7 @@ def predict(
     devices = device.split(",")
     if workers > 1 and len(devices) > 1:
         raise typer.BadParameter("--workers and several devices exclude each other.")
+    load_torch()
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.evaluation.windows import Windows
     from seqtrain.evaluation.writing import check_format, read_begun, skip_written, write_rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqtrain.cli import options
+from seqtrain.cli.startup import load_torch
 from seqtrain.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def train(
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
     if resume and run_dir is None:
         raise typer.BadParameter("--resume needs --run-dir: the run to go on with.")
+    load_torch()
     from seqtrain.training.checkpoint import RunDir, RunLock
 
     run = RunDir(run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
