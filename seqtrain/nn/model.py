@@ -31,6 +31,9 @@ class SequenceModel(nn.Module):
             tokens: One sequence a row, padded behind; packed: one row, all sequences end to end.
             lengths: Residues of each sequence. Left on the host, nothing waits for a GPU.
             packed: Which form it is.
+
+        Raises:
+            ValueError: There is no residue at all.
         """
         layout = _layout(tokens, lengths, packed)
         hidden = self.encoder(tokens, layout)
@@ -46,6 +49,10 @@ class SequenceModel(nn.Module):
 
 
 def _layout(tokens: Tensor, lengths: Tensor, packed: bool) -> Layout:
+    if tokens.numel() == 0:
+        raise ValueError(
+            f"expected tokens of at least one residue, found none in shape {tuple(tokens.shape)}"
+        )
     if packed:
         return packed_layout(lengths, tokens.device)
     return padded_layout(lengths, tokens.shape[1], tokens.device)

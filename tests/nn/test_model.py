@@ -46,6 +46,17 @@ def test_a_long_sequence_among_short_ones_is_no_other(encoder: str) -> None:
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_without_a_residue_is_refused(
+    encoder: str, lengths: list[int], packed: bool
+) -> None:
+    tokens = torch.zeros(1 if packed else len(lengths), 0, dtype=torch.long)
+    with pytest.raises(ValueError, match="at least one residue, found none"):
+        tiny_model(encoder)(tokens, torch.tensor(lengths, dtype=torch.long), packed)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_residue_can_change_the_answer(encoder: str) -> None:
     """Mean pooling of a short sequence hears the first, the last and those between."""
     model = tiny_model(encoder, pooling="mean")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from masked_inputs import KINDS, make_mask, poisoned
 from oracles import batch_norm_by_channel, batch_norm_gradient, real_rows
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
@@ -514,6 +515,8 @@ def test_what_it_does_not_cover_it_leaves_to_the_plain_form(
     assert seen == [False]
     norm.eval()
     assert not taken(x, mask, norm), "gradients through running statistics"
+    with torch.no_grad(), forward_ad.dual_level():
+        assert not taken(x, mask, norm), "it would lose the tangent"
     with torch.no_grad():
         assert taken(x, mask, norm)
     with torch.inference_mode():
