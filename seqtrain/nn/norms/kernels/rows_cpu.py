@@ -162,7 +162,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, mask, weight, bias = ctx.saved_tensors
+        input, mask, *_ = ctx.saved_tensors
         input = input.contiguous()  # a hook may have brought it back with other strides
         wants_input, _, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -175,11 +175,10 @@ class _Normalize(torch.autograd.Function):
         written = (None if t is None else _matrix(t) for t in (sums, of_input, of_residual))
         found = (ctx.statistics, ctx.factors, ctx.floor)
         ctx.rows.differentiate(_matrix(input), _matrix(grad.contiguous()), *found, *written)
+        # autograd casts them to the dtypes of the parameters
         of_weight, of_bias = (
-            total.to(p.dtype) if wanted else None
-            for p, total, wanted in zip(
-                (weight, bias), sums, (wants_weight, wants_bias), strict=True
-            )
+            total if wanted else None
+            for total, wanted in ((sums[0], wants_weight), (sums[1], wants_bias))
         )
         return of_input, None, of_weight, of_bias, of_residual, None, None
 
