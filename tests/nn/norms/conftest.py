@@ -55,3 +55,11 @@ def unchecked() -> Iterator[None]:
     sys.meta_path[:] = finders
     _unchecked.update({name: sys.modules.pop(name) for name in of_package()})
     sys.modules.update(checked)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Two threads, even for a few rows."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

@@ -1,0 +1,57 @@
+"""Inputs and steps for tests of the compiled norm of the CPU."""
+
+import pytest
+import torch
+from masked_inputs import make_mask, poisoned
+from torch import Tensor, nn
+
+from seqtrain.nn.norms import MaskedBatchNorm1d
+from seqtrain.nn.norms.kernels import choice, compiled, rows_cpu
+
+
+def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
+    """Cut up the smallest input, and run the loops as Python or as machine code."""
+    patch.setattr(rows_cpu, "SMALLEST", 0)
+    patch.setattr(rows_cpu, "TILES_PER_CHUNK", 1)
+    patch.setattr(compiled, "WORTH_WAKING", 1)
+    if loops_in == "python":
+        patch.setattr(compiled, "compiled", lambda loop: loop)
+
+
+def plainly(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(choice.KERNELS, "cpu", lambda call: None)
+
+
+def train(norm: nn.Module, x: Tensor, mask: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Output, gradients and buffers of one step, then evaluation; channels last."""
+    channel_dim = norm.channel_dim
+    leaf = x.movedim(-1, channel_dim).detach().requires_grad_()
+    out = norm(leaf, mask)
+    out.backward(grad.movedim(-1, channel_dim))
+    found = {"out": out.detach(), "dx": leaf.grad}
+    found |= {f"d{name}": p.grad for name, p in norm.named_parameters()}
+    found |= {name: b.clone() for name, b in norm.named_buffers()}
+    found["evaluation"] = norm.eval()(leaf.detach(), mask).detach()
+    norm.train()
+    for name in ("out", "dx", "evaluation"):
+        found[name] = found[name].movedim(channel_dim, -1)
+    return found
+
+
+def made(C: int, dtype: torch.dtype, **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    norm = MaskedBatchNorm1d(C, dtype=dtype, **options)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm.double() if dtype == torch.float64 else norm
+
+
+def some_input(
+    shape: tuple[int, int, int], kind: str, dtype: torch.dtype, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, mask and upstream gradient, with NaN and ±Inf at padding."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = make_mask(kind, *shape[:2], generator)
+    x, grad = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    x, grad = ((t + 1).to(dtype) for t in (x, grad))
+    return poisoned(x, mask[..., None]), mask, poisoned(grad, mask[..., None])
