@@ -27,6 +27,8 @@ COLORS = {
 PLAIN = ("batch", "leaky_batch")
 """Batch norms that take padding for values."""
 OTHERS = ("masked_layer", "layer", "none")
+LADDER = ("controlled-common-", "controlled-spread-0.5-common-", "controlled-spread-1-common-")
+"""Parts that differ in padding alone: the background is the same."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,24 @@ def draw_scores(done: Sequence[Done]) -> None:
     _rows(axis, done)
 
 
+def draw_ladder(done: Sequence[Done]) -> None:
+    """Plain batch norms less masked_batch, by the share of padding, where nothing else differs."""
+    rungs = [part for part in done if part.name.startswith(LADDER)]
+    _, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for place, norm in enumerate(PLAIN):
+        for part in rungs:
+            found, color = part.contrasts[norm], COLORS[norm]
+            share = 100 * np.mean(part.values("masked_batch", "padding_share")) + place - 0.5
+            axis.plot([share, share], [found.low, found.high], color=color, lw=1.4)
+            face = color if found.is_found else "white"
+            axis.plot(share, found.value, "o", color=color, mfc=face, ms=5)
+        axis.plot([], [], "o-", color=COLORS[norm], label=norm)
+    axis.axhline(0, color="gray", lw=0.7)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set(xlabel="padding, % of positions", ylabel="test score less that of masked_batch")
+    _legend(axis, 2)
+
+
 def _legend(axis: Axes, columns: int) -> None:
     axis.legend(frameon=False, fontsize=8, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
 
@@ -198,6 +218,7 @@ def main(results: Path, output: Path) -> None:
         "differences": draw_differences,
         "mechanism": draw_mechanism,
         "scores": draw_scores,
+        "ladder": draw_ladder,
     }
     for name, draw in drawn.items():
         draw(done)

@@ -89,5 +89,5 @@ def test_the_table_repeats_the_differences_of_the_reports(
     assert line.count("**") == 2
     copied = list(csv.DictReader((tmp_path / "out" / f"{name}.csv").read_text().splitlines()))
     assert len(copied) == 18
-    for figure in ("differences", "mechanism", "scores"):
+    for figure in ("differences", "mechanism", "scores", "ladder"):
         assert (tmp_path / "out" / f"{figure}.png").stat().st_size > 5000
