@@ -9,9 +9,11 @@ the time there is, and on no result.
 """
 
 import argparse
+import contextlib
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +100,10 @@ def parts() -> list[Part]:
         return Part(name, "cnn", size, CONTROLLED_EPOCHS[size], 1000, 3000, PADDING_ONLY)
 
     def wheat(encoder: str, size: int) -> Part:
-        cut = ("data.max_length=1500", "data.overlong=truncate")
+        longest = 500 if encoder == "transformer" else 1500
+        cut = (f"data.max_length={longest}", "data.overlong=truncate")
         name = "wheat_coding_potential"
-        return Part(name, encoder, size, EPOCHS[size], 800, 1500, (*PADDING_ONLY, *cut))
+        return Part(name, encoder, size, EPOCHS[size], 800, longest, (*PADDING_ONLY, *cut))
 
     def topology(encoder: str, size: int) -> Part:
         options = (*PADDING_ONLY, "data.ignore_labels=[U]", *SHORT)
@@ -133,6 +136,17 @@ def parts() -> list[Part]:
     ]
 
 
+def make_controlled(folder: Path, knobs: Knobs) -> None:
+    """Write the set unless it is there, whole or not at all: another study may run beside this."""
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+        write_controlled(Path(made) / "set", knobs)
+        with contextlib.suppress(OSError):  # the other one was faster
+            (Path(made) / "set").rename(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=Path, metavar="FILES")
@@ -141,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help="so many at once, not three and then five")
     given = parser.parse_intermixed_args(arguments)
     for knobs in CONTROLLED:
-        write_controlled(given.results / "data" / f"controlled-{knobs}", CONTROLLED[knobs])
+        make_controlled(given.results / "data" / f"controlled-{knobs}", CONTROLLED[knobs])
     known = {part.name: part for part in parts()}
     for name in given.parts:
         if name not in known:

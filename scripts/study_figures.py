@@ -28,7 +28,9 @@ PLAIN = ("batch", "leaky_batch")
 """Batch norms that take padding for values."""
 OTHERS = ("masked_layer", "layer", "none")
 LADDER = ("controlled-common-", "controlled-spread-0.5-common-", "controlled-spread-1-common-")
-"""Parts that differ in padding alone: the background is the same."""
+"""Sets with the same background, which differ in their lengths alone."""
+MARKERS = {4: "o", 8: "s", 64: "^"}
+"""By sequences in a batch."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def draw_scores(done: Sequence[Done]) -> None:
 
 
 def draw_ladder(done: Sequence[Done]) -> None:
-    """Plain batch norms less masked_batch, by the share of padding, where nothing else differs."""
+    """Plain batch norms less masked_batch, by the share of padding, on sets of one background."""
     rungs = [part for part in done if part.name.startswith(LADDER)]
     _, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for place, norm in enumerate(PLAIN):
@@ -192,12 +194,15 @@ def draw_ladder(done: Sequence[Done]) -> None:
             share = 100 * np.mean(part.values("masked_batch", "padding_share")) + place - 0.5
             axis.plot([share, share], [found.low, found.high], color=color, lw=1.4)
             face = color if found.is_found else "white"
-            axis.plot(share, found.value, "o", color=color, mfc=face, ms=5)
-        axis.plot([], [], "o-", color=COLORS[norm], label=norm)
+            marker = MARKERS[int(part.name.rpartition("-")[2])]
+            axis.plot(share, found.value, marker, color=color, mfc=face, ms=5)
+        axis.plot([], [], "-", color=COLORS[norm], label=norm)
+    for size, marker in MARKERS.items():
+        axis.plot([], [], marker, color="gray", mfc="white", label=f"{size} per batch")
     axis.axhline(0, color="gray", lw=0.7)
     axis.grid(axis="y", alpha=0.3)
     axis.set(xlabel="padding, % of positions", ylabel="test score less that of masked_batch")
-    _legend(axis, 2)
+    _legend(axis, 5)
 
 
 def _legend(axis: Axes, columns: int) -> None:

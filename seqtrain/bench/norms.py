@@ -103,7 +103,7 @@ def measure_norm(settings: NormBench, channels: int, padding: str) -> list[Figur
             f"{case}: masked over nn.BatchNorm1d",
             paired_ratio(seconds["masked"], seconds["native"]),
             "ratio",
-            TARGETS[device.type][padding],
+            TARGETS.get(device.type, {}).get(padding),
             at_most=True,
         ),
         Figure(

@@ -99,9 +99,9 @@ def draw_batches(dataset: SequenceDataset, number: int) -> dict[str, Batches]:
     """Batches of each form: those of one random order twice, and bucketed ones of all lengths."""
     shuffled = random_batches(len(dataset), BATCH_SIZE)[:number]
     in_order = bucketed_batches(dataset.lengths, BATCH_SIZE)
-    stride = len(in_order) // number
     # From the middle of equal stretches, so that neither end weighs more.
-    evenly = in_order[stride // 2 :: stride][:number]
+    places = ((np.arange(number) + 0.5) * len(in_order) / number).astype(int)
+    evenly = [in_order[place] for place in places]
     return {"packed": shuffled, "random": shuffled, "bucketed": evenly}
 
 
@@ -218,20 +218,26 @@ def compare_curves(settings: TrainBench, dataset: SequenceDataset) -> list[Figur
     is another norm, which begins with larger activations.
     """
     steps, half = settings.curve_steps, settings.curve_steps // 2
+    device, precision = settings.device, settings.precision
     means: dict[str, list[float]] = {"packed": [], "plain": []}
     for seed in range(settings.curve_seeds):
         batches = bucketed_batches(dataset.lengths, BATCH_SIZE)
         turns = np.random.default_rng(seed).permutation(len(batches))
         order = [batches[turns[i % len(turns)]] for i in range(steps)]
         torch.manual_seed(seed)
-        plain = plain_trainer(settings.encoder, dataset, device=settings.device)
+        plain = plain_trainer(settings.encoder, dataset, device=device, precision=precision)
         for parameter in plain.model.head.parameters():  # seqtrain's begins so
             torch.nn.init.zeros_(parameter)
         means["plain"].append(float(np.mean([plain.step(index) for index in order][half:])))
         torch.manual_seed(seed)
         with tempfile.TemporaryDirectory() as folder:
             ours = packed_trainer(
-                settings.encoder, dataset, dataset, Path(folder), device=settings.device
+                settings.encoder,
+                dataset,
+                dataset,
+                Path(folder),
+                device=device,
+                precision=precision,
             )
             ours.observers = [curve := Losses()]
             for index in order:

@@ -38,7 +38,7 @@ def norms(
     """Masked batch norm beside nn.BatchNorm1d, forward and backward."""
     from seqtrain.bench.norms import NormBench, bench_norms
 
-    chosen, dtype = _where(device, precision, threads)
+    chosen, dtype = _where(device, precision, threads, json)
     widths = tuple(channels or ((128,) if chosen.type == "cpu" else (32, 128, 512, 2048)))
     settings = NormBench(device=chosen, precision=dtype, repetitions=repetitions, channels=widths)
     _show(bench_norms(settings), json)
@@ -50,7 +50,7 @@ def train(
     device: options.Device = "cpu",
     precision: Precision = "float32",
     repetitions: Repetitions = 7,
-    batches: Annotated[int, typer.Option(min=1, help="Batches per repetition.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, max=64, help="Batches per repetition.")] = 8,
     curve_steps: Annotated[
         int, typer.Option(min=0, help="Steps of the learning curves; 0: none.")
     ] = 80,
@@ -62,7 +62,7 @@ def train(
         raise typer.BadParameter("--encoder takes cnn or transformer.")
     from seqtrain.bench.train import TrainBench, bench_train
 
-    chosen, dtype = _where(device, precision, threads)
+    chosen, dtype = _where(device, precision, threads, json)
     settings = TrainBench(
         encoder=encoder,
         device=chosen,
@@ -86,19 +86,25 @@ def data(
     """Reading, tokenizing, planning, collating, and predict beside a padded loop in file order."""
     from seqtrain.bench.data import DataBench, bench_data
 
-    chosen, dtype = _where(device, precision, threads)
+    chosen, dtype = _where(device, precision, threads, json)
     settings = DataBench(
         device=chosen, precision=dtype, repetitions=repetitions, num_records=records
     )
     _show(bench_data(settings), json)
 
 
-def _where(device: str, precision: str, threads: int) -> "tuple[torch.device, torch.dtype]":
+def _where(
+    device: str, precision: str, threads: int, json: Path | None
+) -> "tuple[torch.device, torch.dtype]":
+    """Where it runs and in what, if its figures can be written at all."""
     import torch
 
     from seqtrain.config import PRECISIONS, one_of
+    from seqtrain.evaluation.writing import check_place
     from seqtrain.training.device import choose_device, choose_training_precision
 
+    if json is not None:
+        check_place(json)
     if threads:
         torch.set_num_threads(threads)
     one_of(precision, "--precision", PRECISIONS)

@@ -95,9 +95,11 @@ def compare_norms(
     settings = (config_name, own, config_dir, values)
     names = (_names(norms, "norms"), _names(batching, "batching"))
     comparison = _comparison(*settings, *names, encoders, seeds, records)
-    groups = None if clusters is None else _read_clusters(clusters)
+    groups = None if clusters is None else _read_clusters(clusters, comparison)
     if launcher not in ("local", "processes", "slurm"):
         raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
+    if launcher == "local" and resources:
+        raise ConfigError("--resources: are of jobs; give --launcher processes or slurm too.")
     given = _resources(launcher, config_dir, resources or [])
     if budget is not None:
         num_jobs = jobs if launcher != "local" else 1
@@ -197,7 +199,8 @@ def _fit(
     return dataclasses.replace(comparison, num_seeds=fit.seeds), fit, note
 
 
-def _read_clusters(path: Path) -> dict[str, str]:
+def _read_clusters(path: Path, comparison: "Comparison") -> dict[str, str]:
+    """Cluster ids by record id, of which some are records that will be scored."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file, delimiter="\t") if row]
@@ -209,7 +212,15 @@ def _read_clusters(path: Path) -> dict[str, str]:
                 f"{path}: line {number}: expected a record id, a tab and a cluster id, "
                 f"found {row[0]!r}."
             )
-    return {row[0]: row[1] for row in rows}
+    found = {row[0]: row[1] for row in rows}
+    data = next(iter(comparison.plans.values())).data
+    scored = (data.valid if data.test is None else data.test).ids
+    if not found.keys() & set(scored):
+        raise DataError(
+            f"{path}: names none of the {len(scored):,} records that are scored, such as "
+            f"{scored[0]!r}. Expected their ids in its first column."
+        )
+    return found
 
 
 def _run(
@@ -244,7 +255,10 @@ def _resources(launcher: str, config_dir: Path | None, items: list[str]) -> dict
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--resources {item}: expected KEY=VALUE.")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--resources {item}: the value is no YAML: {error}") from error
     return found
 
 

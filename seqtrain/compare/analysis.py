@@ -227,7 +227,7 @@ def conclude(analysis: Analysis) -> str:
     clauses = []
     found = [c for c in analysis.contrasts if c.is_found]
     null = [c for c in analysis.contrasts if not c.is_found]
-    metric, seeds = analysis.metric, _count(analysis.num_seeds, "seed")
+    metric, seeds = analysis.metric, _seeds(analysis)
     where = f"On {analysis.num_records:,} {analysis.part} records and {seeds}"
     for c in found:
         word = "higher" if c.difference.value > 0 else "lower"
@@ -242,13 +242,20 @@ def conclude(analysis: Analysis) -> str:
         sizes = [c.detectable for c in null if not np.isnan(c.detectable)]
         power = f" (differences below {max(sizes):.3f} could have been missed)" if sizes else ""
         clauses.append(f"no difference in {metric} was found for {names}{power}")
-    if analysis.contrasts and analysis.num_seeds == 1:
+    if any(c.num_seeds == 1 for c in analysis.contrasts):
         clauses.append("with one seed this speaks of these trained models, not of other trainings")
     if not analysis.contrasts:
         clauses.append(
             "there was nothing to compare: fewer than two conditions share a finished seed"
         )
     return f"{where}, {'; '.join(clauses)}; {_shift_clause(analysis)}."
+
+
+def _seeds(analysis: Analysis) -> str:
+    """As many as contrasts have, which is fewer than were asked for where arms failed."""
+    numbers = [c.num_seeds for c in analysis.contrasts] or [analysis.num_seeds]
+    few, many = min(numbers), max(numbers)
+    return _count(many, "seed") if few == many else f"{few} to {many} seeds"
 
 
 def _shift_clause(analysis: Analysis) -> str:
@@ -270,8 +277,12 @@ def _shift_clause(analysis: Analysis) -> str:
 
 def worst_shift(result: Mapping[str, Any]) -> float:
     """The largest change of any logit by any padding or neighbour."""
-    values = [v for way in result["padding_shift"].values() for v in way if v is not None]
-    return max(values, default=0.0)
+    return max((_largest(way) for way in result["padding_shift"].values()), default=0.0)
+
+
+def _largest(shifts: Sequence[float | None]) -> float:
+    """JSON has null for what is not finite."""
+    return max((shift for shift in shifts if shift is not None), default=0.0)
 
 
 def statistics_error(result: Mapping[str, Any]) -> float:
@@ -293,7 +304,7 @@ def arm_row(analysis: Analysis, result: Result) -> dict[str, Any]:
         return {**row, "error": result.get("error", "")}
     higher = HIGHER_IS_BETTER[analysis.metric]
     steps = steps_to(analysis.level, result["curve"], higher=higher)
-    shift = {f"shift_{way}": max(v) for way, v in result["padding_shift"].items()}
+    shift = {f"shift_{way}": _largest(v) for way, v in result["padding_shift"].items()}
     per_step = result["residues"] / max(result["steps"], 1)
     return {
         **row,

@@ -10,7 +10,6 @@ from seqtrain.compare.run import Result, Tell, collect, is_finished, run_arm
 from seqtrain.compose import config_folders
 from seqtrain.errors import ConfigError
 
-LAUNCHERS = ("local", "processes", "slurm")
 POLL_SECONDS = 0.5
 
 

@@ -54,22 +54,28 @@ def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> No
     file = folder / "comparison.json"
     now = json.loads(to_json(_identity(comparison)))
     if file.exists() and resume:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        keys = _differing(before, now)
+        keys = _differing(_read_identity(file), now)
         if keys:
             raise CheckpointError(
                 f"{folder}: --resume needs the settings and data of before, but these differ: "
                 f"{', '.join(keys)}. Give the same, or choose another --output."
             )
-    elif folder.exists() and any(folder.iterdir()) and not resume:
-        raise CheckpointError(
-            f"{folder}: is not empty. Go on with --resume, or choose another --output."
-        )
+    elif folder.exists() and any(folder.iterdir()):
+        way = "Go on with --resume, or" if file.exists() else "It holds no comparison;"
+        raise CheckpointError(f"{folder}: is not empty. {way} choose another --output.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, to_json(now, indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written: {error.strerror}.") from error
+
+
+def _read_identity(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is damaged ({error}). Choose another --output.") from error
+    return found
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -80,17 +80,6 @@ def class_weights_from_counts(
     return torch.where(occurs, balanced, 1.0).float()
 
 
-def positive_weights_from_counts(
-    positives: Num[Tensor, " K"], num_records: int
-) -> Float[Tensor, " K"]:
-    """Weights of the positives of each label, negatives over positives, float32.
-
-    With them both answers of a label weigh alike. A label without positives gets 1.
-    """
-    wide = positives.to(torch.float64)
-    return torch.where(wide > 0, (num_records - wide) / wide, 1.0).float()
-
-
 def _cross_entropy(
     logits: Tensor, targets: Tensor, class_weights: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:

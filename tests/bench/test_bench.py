@@ -117,9 +117,13 @@ class TestBaseline:
         positions = sum(len(batch) * lengths[batch].max() for batch in bucketed)
         assert positions < 1.1 * lengths.sum()
 
-    def test_packed_and_random_steps_hold_the_same_records_bucketed_ones_all_lengths(self) -> None:
+    @pytest.mark.parametrize("number", [4, 11, 20])
+    def test_packed_and_random_steps_hold_the_same_records_bucketed_ones_all_lengths(
+        self, number: int
+    ) -> None:
         dataset = draw_dataset(640)
-        batches = draw_batches(dataset, 4)
+        batches = draw_batches(dataset, number)
+        assert {len(forms) for forms in batches.values()} == {number}
         assert batches["packed"] is batches["random"]
         means = [dataset.lengths[index].mean() for index in batches["bucketed"]]
         assert means == sorted(means)

@@ -138,6 +138,9 @@ def test_batchings_and_encoders_are_crossed_and_each_has_its_reference(
         (["--budget", "soon"], "30m"),
         (["--clusters", "absent.tsv"], "absent.tsv: cannot be read"),
         (["--launcher", "processes", "--resources", "gpus"], "KEY=VALUE"),
+        (["--launcher", "processes", "--resources", "a=[1"], "is no YAML"),
+        (["--resources", "mem_gb=1"], "give --launcher processes or slurm too"),
+        (["--clusters", "CLUSTERS"], "names none of the 20 records that are scored, such as"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_trained(
@@ -146,7 +149,9 @@ def test_what_cannot_be_done_is_said_before_anything_is_trained(
     options: list[str],
     said: str,
 ) -> None:
-    out = tmp_path / "norms"
+    out, clusters = tmp_path / "norms", tmp_path / "clusters.tsv"
+    clusters.write_text("stranger\tfamily\n")
+    options = [str(clusters) if option == "CLUSTERS" else option for option in options]
     done = run_here("compare-norms", *train_options, "-o", str(out), *options)
     assert isinstance(done.exception, SeqtrainError), done.output
     assert said in str(done.exception)

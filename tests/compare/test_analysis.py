@@ -123,5 +123,17 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_the_pairs(
         {**r, "status": "failed"} if (r["norm"], r["seed"]) == ("batch", lost.seed) else r
         for r in results
     ]
-    batch, layer = analyse(comparison, cut, folder, num_draws=50).contrasts
+    analysis = analyse(comparison, cut, folder, num_draws=50)
+    batch, layer = analysis.contrasts
     assert (batch.num_seeds, layer.num_seeds) == (3, 4)
+    assert "and 3 to 4 seeds" in analysis.conclusion
+
+
+def test_a_logit_that_is_not_finite_costs_no_report(
+    arms: tuple[Comparison, list[Result], Path],
+) -> None:
+    comparison, results, folder = arms
+    first = {**results[0], "padding_shift": {"padded_2x": [None, 0.25], "neighbours": [None]}}
+    analysis = analyse(comparison, [first, *results[1:]], folder, num_draws=50)
+    row = arm_row(analysis, first)
+    assert (row["shift_padded_2x"], row["shift_neighbours"]) == (0.25, 0.0)

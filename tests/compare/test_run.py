@@ -111,6 +111,22 @@ def test_a_used_folder_is_refused_and_other_settings_cannot_be_resumed(
         open_comparison(other, folder, resume=True)
 
 
+def test_a_folder_of_something_else_and_a_damaged_one_are_not_gone_on_with(
+    finished: tuple[Comparison, Path], tmp_path: Path
+) -> None:
+    comparison, _ = finished
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="holds no comparison; choose another --output"):
+            open_comparison(comparison, other, resume=resume)
+    (other / "comparison.json").write_text('{"settings": {"cnn"')
+    with pytest.raises(CheckpointError, match=r"comparison\.json: is damaged"):
+        open_comparison(comparison, other, resume=True)
+    assert (other / "thesis.txt").read_text() == "mine"
+
+
 def test_the_same_data_at_another_path_are_resumed_and_other_data_are_not(
     finished: tuple[Comparison, Path], tmp_path: Path
 ) -> None:

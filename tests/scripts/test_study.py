@@ -73,8 +73,8 @@ def test_small_and_large_batches_both_encoders_and_all_sets_are_in_the_study(
 def test_the_table_repeats_the_differences_of_the_reports(
     scripts: tuple[ModuleType, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study, figures = scripts
-    name = study.parts()[0].name
+    _, figures = scripts
+    name = "controlled-common-cnn-4"
     (tmp_path / "results" / name).mkdir(parents=True)
     analysis = made_up_analysis()
     write_report(analysis, tmp_path / "results" / name)
@@ -91,3 +91,28 @@ def test_the_table_repeats_the_differences_of_the_reports(
     assert len(copied) == 18
     for figure in ("differences", "mechanism", "scores", "ladder"):
         assert (tmp_path / "out" / f"{figure}.png").stat().st_size > 5000
+    figures.draw_ladder(figures.read(tmp_path / "results"))
+    points = [line.get_ydata() for line in figures.plt.gcf().axes[0].lines]
+    figures.plt.close()
+    drawn = [float(values[0]) for values in points if len(values) == 1]
+    plain = [c.difference.value for c in analysis.contrasts if c.condition.norm in figures.PLAIN]
+    assert sorted(drawn) == pytest.approx(sorted(plain), abs=5e-4)
+
+
+def test_a_controlled_set_is_made_once_and_whole(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path
+) -> None:
+    study, _ = scripts
+    folder = tmp_path / "data" / "set"
+    study.make_controlled(folder, study.CONTROLLED["none"])
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [
+        "labels.tsv",
+        "test.fasta",
+        "train.fasta",
+        "valid.fasta",
+    ]
+    before = [file.stat().st_mtime_ns for file in files]
+    study.make_controlled(folder, study.CONTROLLED["none"])
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert list(folder.parent.iterdir()) == [folder]

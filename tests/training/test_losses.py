@@ -8,7 +8,6 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from seqtrain.training.losses import (
     class_weights_from_counts,
-    positive_weights_from_counts,
     sequence_loss,
 )
 
@@ -234,8 +233,3 @@ def test_a_class_that_does_not_occur_weighs_one_and_changes_no_other():
 def test_unknown_kinds_of_weights_are_refused():
     with pytest.raises(ValueError, match="balanced"):
         class_weights_from_counts(torch.tensor([1, 2]), "square")
-
-
-def test_positive_weights_make_both_answers_weigh_alike():
-    weights = positive_weights_from_counts(torch.tensor([10, 50, 0]), 100)
-    assert weights.tolist() == [9.0, 1.0, 1.0]
