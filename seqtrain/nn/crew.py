@@ -45,7 +45,8 @@ def call(helpers: int, work: Work) -> None:
 def _hire(jobs: SimpleQueue[Work]) -> Thread:
     """A thread more, whose operations do not ask torch's threads for help.
 
-    A thread that first meets torch in the very moment takes itself for such a one.
+    torch gives the number that any thread sets to those that use it for the first time later: one
+    that does so between the two settings below keeps 1.
     """
     ready: SimpleQueue[None] = SimpleQueue()
 
