@@ -184,7 +184,9 @@ def _fit(
         raise ConfigError(f"--budget: {error}.") from error
     wanted = max(plan.config.trainer.max_epochs or 1 for plan in comparison.plans.values())
     kept = output / BUDGET_FILE
+    chosen = f"--budget {budget}"
     if kept.exists():
+        chosen = "As chosen for the budget before"
         fit = Fit(**json.loads(kept.read_text(encoding="utf-8")))
     else:
         epoch, beside = time_one_arm(comparison)
@@ -193,7 +195,7 @@ def _fit(
     for plan in comparison.plans.values():
         plan.config.trainer.max_epochs = min(fit.epochs, plan.config.trainer.max_epochs or 1)
     note = (
-        f"--budget {budget}: {fit.epochs} of {wanted} epochs and {fit.seeds} of "
+        f"{chosen}: {fit.epochs} of {wanted} epochs and {fit.seeds} of "
         f"{comparison.num_seeds} seeds, about {fit.seconds / jobs / 60:.1f} minutes."
     )
     return dataclasses.replace(comparison, num_seeds=fit.seeds), fit, note

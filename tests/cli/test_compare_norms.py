@@ -11,6 +11,7 @@ from small_program import Program, command
 from typer.testing import CliRunner, Result
 
 from seqtrain.cli.main import app
+from seqtrain.compare import budget
 from seqtrain.errors import SeqtrainError
 
 pytestmark = pytest.mark.slow
@@ -87,6 +88,22 @@ def test_arms_run_as_processes_within_a_budget_and_clusters_are_resampled(
         if text.startswith("| none | batch |")
     ]
     assert line.split(" | ")[6:8] == ["1.000", "1.000"]
+
+
+def test_a_resumed_comparison_keeps_what_its_budget_chose(
+    train_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["compare-norms", *train_options, *TINY, "-o", str(tmp_path / "norms")]
+    asked += ["--norms", "none", "--seeds", "3"]
+    # An epoch takes nothing and the rest of an arm 25 s: two seeds fit into a minute.
+    monkeypatch.setattr(budget, "time_one_arm", lambda comparison: (0.0, 25.0))
+    first = run_here(*asked, "--budget", "1m")
+    assert first.exit_code == 0, first.output
+    monkeypatch.setattr(budget, "time_one_arm", lambda comparison: pytest.fail("timed anew"))
+    second = run_here(*asked, "--budget", "10m", "--resume")
+    assert second.exit_code == 0, second.output
+    assert "As chosen for the budget before: 1 of 1 epochs and 2 of 3 seeds" in second.output
+    assert len(rows_of(tmp_path / "norms")) == 2
 
 
 def test_an_arm_that_fails_is_reported_and_the_others_go_on(
