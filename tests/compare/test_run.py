@@ -14,7 +14,7 @@ from seqtrain.compare import run as run_module
 from seqtrain.compare.analysis import analyse, statistics_error, worst_shift
 from seqtrain.compare.plan import Arm, Comparison, limit_records
 from seqtrain.compare.report import write_report
-from seqtrain.compare.run import is_finished, open_comparison, outputs_of, run_arms
+from seqtrain.compare.run import is_finished, open_comparison, run_arms
 from seqtrain.errors import CheckpointError, TrainingError
 
 NORMS = ["masked_batch", "batch", "leaky_batch", "layer"]
@@ -138,17 +138,17 @@ def test_the_same_data_at_another_path_are_resumed_and_other_data_are_not(
         open_comparison(replace(moved, plans={"cnn": fewer}), folder, resume=True)
 
 
-def test_the_loss_of_an_arm_has_neither_smoothing_nor_weights(tmp_path: Path) -> None:
+def test_the_losses_of_an_arm_have_no_smoothing(tmp_path: Path) -> None:
+    """With it none could fall below the entropy of the smoothed targets."""
     comparison = tiny_comparison(tmp_path, ["none"], num_seeds=1)
-    plan, (arm,) = comparison.plans["cnn"], comparison.arms()
-    plan.config.trainer.max_epochs = 1
-    plan.config.task.label_smoothing, plan.config.task.class_weights = 0.5, "balanced"
+    config = comparison.plans["cnn"].config
+    config.task.label_smoothing, config.optim.lr, config.trainer.max_epochs = 0.5, 0.05, 10
     open_comparison(comparison, tmp_path / "out", resume=False)
     (result,) = run_arms(comparison, tmp_path / "out")
-    probabilities = outputs_of(tmp_path / "out", arm.condition, arm.seed)
-    truth = plan.data.test.targets
-    expected = -np.log(probabilities[np.arange(len(truth)), truth]).mean()
-    assert result["metrics"]["loss"] == pytest.approx(expected, rel=1e-5)
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert result["metrics"]["loss"] < entropy
+    assert result["loss_as_in_training"] < entropy
+    assert result["loss_as_in_evaluation"] < entropy
 
 
 def test_a_failed_arm_is_recorded_and_the_others_go_on(
