@@ -187,7 +187,7 @@ def draw_scores(done: Sequence[Done]) -> None:
 def draw_ladder(done: Sequence[Done]) -> None:
     """Plain batch norms less masked_batch, by the share of padding, on sets of one background."""
     rungs = [part for part in done if part.name.startswith(LADDER)]
-    _, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    _, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for place, norm in enumerate(PLAIN):
         for part in rungs:
             found, color = part.contrasts[norm], COLORS[norm]
