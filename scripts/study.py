@@ -89,7 +89,8 @@ def parts() -> list[Part]:
     def nrc(encoder: str, size: int, *norms: str) -> Part:
         # Attention over 1200 positions takes longer than all the rest of a step.
         short, longest = (SHORT, 300) if encoder == "transformer" else ((), 1200)
-        return Part("nrc_ncrna13", encoder, size, EPOCHS[size], 1000, longest, (*norms, *short))
+        epochs = EPOCHS[size] // (2 if (encoder, size) == ("transformer", 64) else 1)
+        return Part("nrc_ncrna13", encoder, size, epochs, 1000, longest, (*norms, *short))
 
     def amplify(encoder: str, size: int) -> Part:
         epochs = EPOCHS[size] // (2 if encoder == "transformer" else 1)
