@@ -22,6 +22,13 @@ DEFAULT_NORMS = "masked_batch,batch,leaky_batch,masked_layer,layer,none"
 BUNDLED_CONFIG = "compare"
 BUNDLED_RECORDS = 800
 BUDGET_FILE = "budget.json"
+OWN_OPTION = {
+    "norm": "--norms",
+    "norm.name": "--norms",
+    "batching.kind": "--batching",
+    "trainer.seed": "--seeds (arms have the seeds 0, 1, ...)",
+}
+"""Settings that differ between arms."""
 
 
 def compare_norms(
@@ -95,7 +102,10 @@ def compare_norms(
     settings = (config_name, own, config_dir, values)
     names = (_names(norms, "norms"), _names(batching, "batching"))
     comparison = _comparison(*settings, *names, encoders, seeds, records)
-    groups = None if clusters is None else _read_clusters(clusters, comparison)
+    groups = None
+    if clusters is not None:
+        groups, note = _read_clusters(clusters, comparison)
+        notes.append(note)
     if launcher not in ("local", "processes", "slurm"):
         raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
     if launcher == "local" and resources:
@@ -134,12 +144,16 @@ def _comparison(
     records: int | None,
 ) -> "Comparison":
     """Every plan over the same data, read once."""
-    from seqtrain.compare.plan import Comparison, conditions_of, limit_records
+    from seqtrain.compare.plan import Arm, Comparison, conditions_of, limit_records
     from seqtrain.compose import load_config
     from seqtrain.config import BatchingConfig, NormConfig
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
 
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if key in OWN_OPTION:
+            raise ConfigError(f"{override}: is what is compared. Use {OWN_OPTION[key]} instead.")
     for name in norms:
         NormConfig(name=name)
     for name in batchings:
@@ -160,7 +174,10 @@ def _comparison(
             config, data.train.lengths, data.codec.task, data.tokenizer.alphabet.name
         )
         plans[resolved.encoder.name] = dataclasses.replace(first, config=resolved, choices=choices)
-    return Comparison(plans, conditions_of(norms, batchings, plans), seeds)
+    comparison = Comparison(plans, conditions_of(norms, batchings, plans), seeds)
+    for condition in comparison.conditions:
+        comparison.plan(Arm(condition, 0)).config.check_widths()
+    return comparison
 
 
 def _names(text: str, option: str) -> list[str]:
@@ -198,11 +215,13 @@ def _fit(
         f"{chosen}: {fit.epochs} of {wanted} epochs and {fit.seeds} of "
         f"{comparison.num_seeds} seeds, about {fit.seconds / jobs / 60:.1f} minutes."
     )
+    if fit.seconds > seconds * jobs:
+        note += " It does not fit: this is the least that can be compared."
     return dataclasses.replace(comparison, num_seeds=fit.seeds), fit, note
 
 
-def _read_clusters(path: Path, comparison: "Comparison") -> dict[str, str]:
-    """Cluster ids by record id, of which some are records that will be scored."""
+def _read_clusters(path: Path, comparison: "Comparison") -> tuple[dict[str, str], str]:
+    """Cluster ids by record id, and how many of the scored records have one."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file, delimiter="\t") if row]
@@ -217,12 +236,17 @@ def _read_clusters(path: Path, comparison: "Comparison") -> dict[str, str]:
     found = {row[0]: row[1] for row in rows}
     data = next(iter(comparison.plans.values())).data
     scored = (data.valid if data.test is None else data.test).ids
-    if not found.keys() & set(scored):
+    number = len(found.keys() & set(scored))
+    if not number:
         raise DataError(
             f"{path}: names none of the {len(scored):,} records that are scored, such as "
             f"{scored[0]!r}. Expected their ids in its first column."
         )
-    return found
+    note = (
+        f"Resampled by the clusters of {path.name}: {number:,} of {len(scored):,} scored records "
+        "have one, the others count alone."
+    )
+    return found, note
 
 
 def _run(

@@ -1,5 +1,6 @@
 """From the results of arms to differences, and from the differences to one sentence."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,10 @@ class Analysis:
             if len({getattr(c, key) for c in every}) > 1:
                 parts.append(getattr(condition, key))
         return ", ".join(parts)
+
+    def spoken(self, condition: Condition) -> str:
+        """The label as a sentence needs it: "none had a higher score" would say the opposite."""
+        return re.sub(r"^none\b", "no norm", self.label(condition))
 
 
 def condition_of(result: Mapping[str, Any]) -> Condition:
@@ -203,8 +208,13 @@ def _contrasts(
 
 
 def _detectable(difference: Difference, num_comparisons: int) -> float:
-    """By the standard error, or by the interval where that is wider: few seeds make it so."""
+    """By the standard error, or by the interval where that is wider: few seeds make it so.
+
+    NaN where nothing that was drawn differed: that says nothing of other records.
+    """
     half_width = (difference.high - difference.low) / 2
+    if not half_width:
+        return float("nan")
     of_interval = half_width / NormalDist().inv_cdf(1 - ALPHA / 2)
     return max(
         minimum_detectable_difference(
@@ -234,11 +244,11 @@ def conclude(analysis: Analysis) -> str:
         d = c.difference
         size = f"{d.value:+.3f}, 95 % interval {d.low:+.3f} to {d.high:+.3f}"
         clauses.append(
-            f"{analysis.label(c.condition)} had a {word} {metric} than "
-            f"{analysis.label(c.reference)} ({size})"
+            f"{analysis.spoken(c.condition)} had a {word} {metric} than "
+            f"{analysis.spoken(c.reference)} ({size})"
         )
     if null:
-        names = _listed([analysis.label(c.condition) for c in null])
+        names = _listed([analysis.spoken(c.condition) for c in null])
         sizes = [c.detectable for c in null if not np.isnan(c.detectable)]
         power = f" (differences below {max(sizes):.3f} could have been missed)" if sizes else ""
         clauses.append(f"no difference in {metric} was found for {names}{power}")
@@ -263,7 +273,7 @@ def _shift_clause(analysis: Analysis) -> str:
     for condition in analysis.conditions:
         worst = max(worst_shift(r) for r in analysis.finished(condition))
         if worst > ROUNDING:
-            moved[analysis.label(condition)] = worst
+            moved[analysis.spoken(condition)] = worst
     if not moved:
         return "padding moved no logit beyond rounding in any arm"
     said = [f"up to {worst:.2g} with {name}" for name, worst in moved.items()]

@@ -37,7 +37,10 @@ def parse_duration(text: str) -> float:
         text += "m"
     if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", text):
         raise ValueError(f"expected a time such as 30m, 4h or 1h30m, found {text!r}")
-    return sum(float(n) * units[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+    seconds = sum(float(n) * units[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([hms])", text))
+    if not seconds:
+        raise ValueError(f"expected some time such as 30m, found {text!r}")
+    return seconds
 
 
 def fit_budget(

@@ -41,6 +41,8 @@ from seqtrain.training.events import EpochEvent, Observer, StepEvent
 from seqtrain.training.metrics import primary_metric
 from seqtrain.training.outputs import predict_outputs, score_outputs
 
+OUTPUTS = "outputs.npy"
+
 Result = dict[str, Any]
 Tell = Callable[[Arm, int, int, float | None], None]
 
@@ -120,8 +122,14 @@ def run_arms(comparison: Comparison, folder: Path, tell: Tell = lambda *_: None)
 
 
 def is_finished(folder: Path, arm: Arm) -> bool:
-    """Whether an arm was trained and measured without an error."""
-    return _read(folder / arm.name / "arm.json").get("status") == "ok"
+    """Whether an arm was trained and measured without an error, and its outputs are whole."""
+    if _read(folder / arm.name / "arm.json").get("status") != "ok":
+        return False
+    try:
+        np.load(folder / arm.name / OUTPUTS, mmap_mode="r")
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def run_arm(plan: Plan, arm: Arm, folder: Path) -> Result:
@@ -170,7 +178,7 @@ def collect(comparison: Comparison, folder: Path) -> list[Result]:
 
 def outputs_of(folder: Path, condition: Condition, seed: int) -> np.ndarray:
     """The outputs of a finished arm on the part that it is scored on."""
-    values: np.ndarray = np.load(folder / Arm(condition, seed).name / "outputs.npy")
+    values: np.ndarray = np.load(folder / Arm(condition, seed).name / OUTPUTS)
     return values
 
 
@@ -258,7 +266,7 @@ def _measure(plan: Plan, run: RunDir) -> Result:
     objective = build_objective(config, data).plain()
     is_packed = config.batching.kind == "packed"
     outputs = predict_outputs(model, scored, objective, max_tokens=budget, packed=is_packed)
-    np.save(run.path / "outputs.npy", outputs.values)
+    np.save(run.path / OUTPUTS, outputs.values)
     metrics = score_outputs(outputs, scored, task, num_classes)
     padded, shares = padded_outputs(model, scored, budget, config.batching.max_sequences)
     in_training, in_evaluation = train_eval_losses(

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from seqtrain.data.batching import collate, plan_batches
 from seqtrain.data.fasta import Record, Reject
+from seqtrain.data.files import shown
 from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import ConfigError
-from seqtrain.evaluation.predict import read_chunks
+from seqtrain.errors import ConfigError, DataError
+from seqtrain.evaluation.predict import NOT_FINITE, read_chunks
 from seqtrain.evaluation.writing import check_place
 from seqtrain.masking import masked_max, masked_mean, zero_padding
 from seqtrain.nn.encoders import Encoder
@@ -101,6 +102,7 @@ def embed_records(
     Raises:
         ConfigError: There is no such layer, pooling or dtype.
         FastaError: A record cannot be used and ``on_error`` is ``fail``.
+        DataError: A vector is not finite, likewise.
     """
     for name, value, choices in (("pooling", pooling, POOLINGS), ("dtype", dtype, DTYPES)):
         if value not in choices:
@@ -114,7 +116,15 @@ def embed_records(
                 yield Embedding(entry.id, 0, entry.reason, None)
                 continue
             values, length = next(found)
-            yield Embedding(entry.id, length, "ok", values.astype(DTYPES[dtype]))
+            with np.errstate(over="ignore"):
+                cast = values.astype(DTYPES[dtype])
+            if np.isfinite(cast).all():
+                yield Embedding(entry.id, length, "ok", cast)
+                continue
+            wrong = NOT_FINITE if dtype == "float32" else f"{NOT_FINITE}, or those of {dtype}"
+            if on_error == "fail":
+                raise DataError(f"{shown(entry.source)}, record {entry.id!r}: {wrong}")
+            yield Embedding(entry.id, length, wrong, None)
 
 
 @torch.inference_mode()

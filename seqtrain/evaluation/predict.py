@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from seqtrain.data.fasta import Record, Reject, reject_message
+from seqtrain.data.files import shown
 from seqtrain.data.join import looks_like
 from seqtrain.data.labels import LabelCodec, is_residue
 from seqtrain.data.store import SequenceDataset
@@ -27,6 +28,11 @@ CHUNK_RESIDUES = 4_000_000
 # What one of several processes gets at a time: enough to fill batches, little enough to share well.
 SHARED_RECORDS = 1024
 SHARED_RESIDUES = 500_000
+
+NOT_FINITE = (
+    "the model's output is not finite. Its file is damaged (`seqtrain info --verify` tells of a "
+    "bundle), or numbers overflow (trainer.precision=float32)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +77,8 @@ class Predictor:
     precision: torch.dtype = torch.float32
     """Of matrix products."""
     on_error: str = "fail"
-    """``fail`` raises at the first chunk that holds a bad record; ``skip`` says in its ``status``
-    what is wrong with it."""
+    """``fail`` raises at the first chunk that holds a bad record, and at an output that is not
+    finite; ``skip`` says in its ``status`` what is wrong."""
     windows: Windows | None = None
     """How long records are cut; None reads each in one piece."""
     trained_on: TrainingRange | None = None
@@ -112,6 +118,7 @@ class Predictor:
 
         Raises:
             FastaError: a record cannot be used and ``on_error`` is ``fail``.
+            DataError: an output is not finite, likewise.
         """
         for read, tokens in read_chunks(entries, self.tokenizer, self.on_error):
             yield from self._chunk(read, tokens)
@@ -126,6 +133,10 @@ class Predictor:
                 yield Prediction(entry.id, 0, entry.reason, None, None)
                 continue
             members = tuple(values[number] for values in said)
+            if not all(np.isfinite(values).all() for values in members):
+                yield Prediction(entry.id, len(tokens[number]), self._refuse(entry), None, None)
+                number += 1
+                continue
             yield Prediction(
                 entry.id,
                 len(tokens[number]),
@@ -136,6 +147,12 @@ class Predictor:
                 warnings[number] if warnings else (),
             )
             number += 1
+
+    def _refuse(self, record: Record) -> str:
+        """What is wrong where an output is not finite."""
+        if self.on_error == "fail":
+            raise DataError(f"{shown(record.source)}, record {record.id!r}: {NOT_FINITE}")
+        return NOT_FINITE
 
     def _values(self, model: SequenceModel, tokens: list[np.ndarray]) -> list[np.ndarray]:
         """What one model says of each record."""

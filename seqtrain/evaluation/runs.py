@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seqtrain.data.labels import is_regression
+from seqtrain.data.labels import is_regression, is_residue
 from seqtrain.data.store import SequenceDataset
-from seqtrain.evaluation.predict import Prediction
+from seqtrain.errors import DataError
+from seqtrain.evaluation.predict import NOT_FINITE, Prediction
 from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate
 from seqtrain.evaluation.tables import Table
 from seqtrain.evaluation.writing import write_predictions
@@ -73,12 +74,23 @@ def evaluate_run(
         dataset: Labelled records under the same tokenizer and labels.
         training: For the baselines.
         max_tokens: Padded positions per batch; as in training when not given.
+
+    Raises:
+        DataError: An output is not finite.
     """
     task = loaded.codec.task
     outputs = _outputs(loaded, dataset, max_tokens)
+    _check_finite(outputs.values, dataset, task)
     losses = _regression_losses(loaded, dataset, outputs) if is_regression(task) else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
     return scored, outputs
+
+
+def _check_finite(values: np.ndarray, dataset: SequenceDataset, task: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        where = np.searchsorted(dataset.offsets, bad, "right") - 1 if is_residue(task) else bad
+        raise DataError(f"record {dataset.ids[where[0]]!r}: {NOT_FINITE}")
 
 
 def _outputs(

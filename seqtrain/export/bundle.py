@@ -42,6 +42,7 @@ FORMAT = 1
 
 MANIFEST = "bundle.json"
 SUMS = "SHA256SUMS"
+WEIGHTS = "model.safetensors"
 _COPIED = ("summary.json", "training_part.npz")
 _LONGEST_EXAMPLE = 400
 
@@ -78,8 +79,25 @@ def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
         CheckpointError: It is neither, damaged, or of a later format.
     """
     with opened(path) as root:
+        if is_bundle(path):
+            _check_sums(root, path)
         run = _load_bundle(root, path) if is_bundle(path) else load_run(path)
     return run if calibrated else run.calibrated(None)
+
+
+def _check_sums(root: Place, path: Path) -> None:
+    """Refuse a model that is not the one that was exported."""
+    sums = root / SUMS
+    if not sums.is_file():
+        return
+    listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text("utf-8").splitlines())
+    for name in (MANIFEST, WEIGHTS):
+        file = root / name
+        if file.is_file() and listed.get(name) != _sha256(file):
+            raise CheckpointError(
+                f"{path}: {name} is not what was exported: its SHA-256 is not that in {SUMS}. The "
+                "bundle is damaged, or of pieces of several. Copy or export it anew."
+            )
 
 
 def is_bundle(path: Path) -> bool:
@@ -121,7 +139,7 @@ def _load_bundle(root: Place, path: Path) -> LoadedRun:
         if list(tokenizer.vocab) != saved["vocab"]:
             raise ConfigError("this version gives other tokens to the letters")
         model = build_model(config, tokenizer, codec)
-        model.load_state_dict(load((root / "model.safetensors").read_bytes()))
+        model.load_state_dict(load((root / WEIGHTS).read_bytes()))
         run = LoadedRun(model.eval(), config, tokenizer, codec, saved["data"], saved["state"])
         found = saved.get("calibration")  # bundles of before it have none
         return run.calibrated(Calibration.from_dict(found) if found else None)
@@ -189,7 +207,7 @@ def _write_files(run: Path, loaded: LoadedRun, folder: Path) -> None:
     text = _without_folders(json.dumps(manifest, indent=1), loaded.data)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     weights = {k: v.detach().contiguous().cpu() for k, v in loaded.model.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(weights))
+    (folder / WEIGHTS).write_bytes(save(weights))
     with opened(run) as root:
         for name in _COPIED:
             if (root / name).is_file():
@@ -298,7 +316,8 @@ def verify_bundle(path: Path) -> Verification:
             is_same = file.is_file() and _sha256(file) == digest
             states[name] = "ok" if is_same else "changed" if file.is_file() else "missing"
         examples = json.loads((root / "examples.json").read_text(encoding="utf-8"))
-    return Verification(states, _verify_examples(open_run(path), examples))
+        loaded = _load_bundle(root, path)
+    return Verification(states, _verify_examples(loaded, examples))
 
 
 def _verify_examples(loaded: LoadedRun, examples: list[dict[str, Any]]) -> Parity:

@@ -74,6 +74,7 @@ def test_arms_run_as_processes_within_a_budget_and_clusters_are_resampled(
     )
     assert done.returncode == 0, done.stderr
     assert "--budget 20m: 2 of 2 epochs and 1 of 1 seeds, about" in done.stderr
+    assert "clusters.tsv: 20 of 20 scored records have one" in done.stderr
     assert [row["status"] for row in rows_of(tmp_path / "norms")] == ["ok", "ok"]
     witnesses = [
         json.loads(path.read_text())["witness"]
@@ -100,10 +101,13 @@ def test_a_resumed_comparison_keeps_what_its_budget_chose(
     first = run_here(*asked, "--budget", "1m")
     assert first.exit_code == 0, first.output
     monkeypatch.setattr(budget, "time_one_arm", lambda comparison: pytest.fail("timed anew"))
+    (tmp_path / "norms" / "none-random-cnn-seed1" / "outputs.npy").write_bytes(b"half")
     second = run_here(*asked, "--budget", "10m", "--resume")
     assert second.exit_code == 0, second.output
     assert "As chosen for the budget before: 1 of 1 epochs and 2 of 3 seeds" in second.output
-    assert len(rows_of(tmp_path / "norms")) == 2
+    assert "arm 2/2" in second.output
+    assert "arm 1/2" not in second.output
+    assert [row["status"] for row in rows_of(tmp_path / "norms")] == ["ok", "ok"]
 
 
 def test_an_arm_that_fails_is_reported_and_the_others_go_on(
@@ -157,6 +161,11 @@ def test_batchings_and_encoders_are_crossed_and_each_has_its_reference(
         (["--launcher", "processes", "--resources", "gpus"], "KEY=VALUE"),
         (["--launcher", "processes", "--resources", "a=[1"], "is no YAML"),
         (["--resources", "mem_gb=1"], "give --launcher processes or slurm too"),
+        (["norm=batch"], "norm=batch: is what is compared. Use --norms instead"),
+        (["batching.kind=bucketed"], "Use --batching instead"),
+        (["trainer.seed=7"], "Use --seeds"),
+        (["--norms", "none,masked_group", "norm.num_groups=5"], "a multiple of norm.num_groups"),
+        (["--budget", "0s"], "expected some time"),
         (["--clusters", "CLUSTERS"], "names none of the 20 records that are scored, such as"),
     ],
 )

@@ -1,5 +1,6 @@
 """From arms to differences: against statistics worked out by other means."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from compare.comparisons import made_up_result, tiny_comparison
 from scipy.stats import norm as gaussian
 from scipy.stats import t as student
 
-from seqtrain.compare.analysis import Analysis, _detectable, analyse, arm_row
+from seqtrain.compare.analysis import Analysis, _detectable, analyse, arm_row, conclude
 from seqtrain.compare.plan import Arm, Comparison
 from seqtrain.compare.run import Result
 from seqtrain.evaluation.statistics import Difference
@@ -127,6 +128,24 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_the_pairs(
     batch, layer = analysis.contrasts
     assert (batch.num_seeds, layer.num_seeds) == (3, 4)
     assert "and 3 to 4 seeds" in analysis.conclusion
+
+
+def test_no_norm_is_not_nobody_in_a_sentence(
+    arms: tuple[Comparison, list[Result], Path],
+) -> None:
+    comparison, results, folder = arms
+    named = [{**r, "norm": "none"} if r["norm"] == "batch" else r for r in results]
+    analysis = analyse(comparison, results, folder, num_draws=50)
+    contrasts = [
+        replace(c, condition=replace(c.condition, norm="none")) for c in analysis.contrasts
+    ]
+    sentence = conclude(replace(analysis, results=named, contrasts=contrasts))
+    assert "no norm" in sentence
+    assert "none" not in sentence
+
+
+def test_equal_outputs_say_nothing_of_what_could_have_been_missed() -> None:
+    assert np.isnan(_detectable(Difference(0.0, 0.0, 0.0, 0.0), 2))
 
 
 def test_a_logit_that_is_not_finite_costs_no_report(

@@ -1,5 +1,6 @@
 """`seqtrain embed`: files that hold what the model says, in input order, in either format."""
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny_models import TOKENIZER
 from tiny_runs import random_fasta, tiny_run
 from typer.testing import CliRunner
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from seqtrain import TrainedModel, load_model
 from seqtrain.cli.main import app
 from seqtrain.data.fasta import Record, Reject
-from seqtrain.errors import ConfigError, FastaError
+from seqtrain.errors import ConfigError, DataError, FastaError
 from seqtrain.evaluation import embed
 from seqtrain.nn.model import SequenceModel
 
@@ -146,3 +148,23 @@ def test_the_examples_of_the_documentation_run(
         names: dict[str, object] = {}
         exec(code, names)
     assert names["vectors"].shape == (20, 8)  # type: ignore[attr-defined]
+
+
+def test_a_vector_that_is_not_finite_is_none(model: TrainedModel) -> None:
+    """Numbers beyond 65,504 are none of float16."""
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        module.encoder.embedding.weight[1:] = 1e5
+    entries = [Record("a", "", "MKVL", "x.fasta", 1, 0)]
+
+    def embedded(dtype: str, on_error: str = "skip") -> embed.Embedding:
+        options = {"max_tokens": 50, "layer": 0, "dtype": dtype, "on_error": on_error}
+        (one,) = embed.embed_records(module, TOKENIZER, iter(entries), **options)
+        return one
+
+    assert embedded("float32").status == "ok"
+    narrow = embedded("float16")
+    assert narrow.values is None
+    assert narrow.status.endswith("or those of float16")
+    with pytest.raises(DataError, match=r"x\.fasta, record 'a'"):
+        embedded("float16", "fail")

@@ -1,6 +1,7 @@
 """Predictions for a stream: one per entry, in order, in constant memory."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_models import CODECS, TOKENIZER, tiny_model
 from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import FastaError
+from seqtrain.errors import DataError, FastaError
 from seqtrain.evaluation import predict as room
 from seqtrain.evaluation.predict import Prediction, Predictor
 
@@ -153,3 +154,21 @@ def test_a_record_longer_than_the_budget_is_predicted() -> None:
     (found,) = predict("classification", [record(0, text)], max_tokens=5)
     assert found.values is not None
     np.testing.assert_allclose(found.values, alone("classification", text), atol=2e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_output_that_is_not_finite_is_no_prediction(task: str) -> None:
+    """One token's embedding has overflowed; records without it are not concerned."""
+    model = tiny_model(task=task)
+    with torch.no_grad():
+        model.encoder.embedding.weight[TOKENIZER.encode("W").astype(np.int64)] = torch.inf
+    ask = Predictor([model], TOKENIZER, CODECS[task], 50, on_error="skip")
+    entries = [record(0, "MKVL"), record(1, "MKWL"), record(2, "AAAC")]
+    first, bad, last = ask(iter(entries))
+    assert (first.status, last.status) == ("ok", "ok")
+    assert np.isfinite(first.values).all()
+    assert np.isfinite(last.values).all()
+    assert bad.values is None
+    assert "output is not finite" in bad.status
+    with pytest.raises(DataError, match=r"x\.fasta, record 'r1': the model's output is not finite"):
+        list(replace(ask, on_error="fail")(iter(entries)))

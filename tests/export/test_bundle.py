@@ -70,10 +70,16 @@ def test_a_bundle_is_calibrated_as_its_run(run: Path, tmp_path: Path, name: str)
         assert "calibrated by temperature scaling (T = 2.5" in (root / "README.md").read_text()
 
 
+def write_manifest(bundle: Path, saved: dict[str, object]) -> None:
+    """As if it had been exported so."""
+    (bundle / "bundle.json").write_text(json.dumps(saved))
+    (bundle / "SHA256SUMS").unlink()
+
+
 def test_a_bundle_from_before_calibration_is_uncalibrated(bundle: Path) -> None:
     saved = json.loads((bundle / "bundle.json").read_text())
     assert saved.pop("calibration") is None
-    (bundle / "bundle.json").write_text(json.dumps(saved))
+    write_manifest(bundle, saved)
     assert open_run(bundle).calibration is None
     assert "as trained, not calibrated" in (bundle / "README.md").read_text()
 
@@ -152,7 +158,7 @@ def test_examples_differ_from_record_to_record(bundle: Path) -> None:
 def test_settings_that_only_training_reads_may_be_unknown(bundle: Path) -> None:
     saved = json.loads((bundle / "bundle.json").read_text())
     saved["settings"]["trainer"]["of_another_version"] = 1
-    (bundle / "bundle.json").write_text(json.dumps(saved))
+    write_manifest(bundle, saved)
     assert open_run(bundle).config.trainer.seed == 0
 
 
@@ -169,7 +175,7 @@ def test_a_bundle_that_cannot_be_read_says_why(
 ) -> None:
     saved = json.loads((bundle / "bundle.json").read_text())
     saved[key] = value
-    (bundle / "bundle.json").write_text(json.dumps(saved))
+    write_manifest(bundle, saved)
     with pytest.raises(CheckpointError, match=said):
         open_run(bundle)
 
@@ -177,14 +183,20 @@ def test_a_bundle_that_cannot_be_read_says_why(
 def test_an_unknown_setting_of_the_encoder_is_refused(bundle: Path) -> None:
     saved = json.loads((bundle / "bundle.json").read_text())
     saved["settings"]["encoder"]["gate"] = True
-    (bundle / "bundle.json").write_text(json.dumps(saved))
+    write_manifest(bundle, saved)
     with pytest.raises(CheckpointError, match=r"does not know encoder\.gate"):
         open_run(bundle)
 
 
-def test_cut_weights_and_foreign_files_are_told(bundle: Path, tmp_path: Path) -> None:
+def test_changed_weights_and_foreign_files_are_told(bundle: Path, tmp_path: Path) -> None:
     weights = bundle / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
+    whole = weights.read_bytes()
+    for changed in (whole[:-8], whole[:-8] + bytes(8)):
+        weights.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is not what was exported"):
+            open_run(bundle)
+    (bundle / "SHA256SUMS").unlink()
+    weights.write_bytes(whole[:-8])
     with pytest.raises(CheckpointError, match="cannot be read"):
         open_run(bundle)
     (tmp_path / "x.zip").write_text("no archive")
