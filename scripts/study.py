@@ -101,10 +101,12 @@ def parts() -> list[Part]:
         return Part(name, "cnn", size, CONTROLLED_EPOCHS[size], 1000, 3000, PADDING_ONLY)
 
     def wheat(encoder: str, size: int) -> Part:
-        longest = 500 if encoder == "transformer" else 1500
+        longest, epochs = (
+            (500, EPOCHS[size] // 2) if encoder == "transformer" else (1500, EPOCHS[size])
+        )
         cut = (f"data.max_length={longest}", "data.overlong=truncate")
         name = "wheat_coding_potential"
-        return Part(name, encoder, size, EPOCHS[size], 800, longest, (*PADDING_ONLY, *cut))
+        return Part(name, encoder, size, epochs, 800, longest, (*PADDING_ONLY, *cut))
 
     def topology(encoder: str, size: int) -> Part:
         options = (*PADDING_ONLY, "data.ignore_labels=[U]", *SHORT)
