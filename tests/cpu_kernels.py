@@ -1,5 +1,7 @@
 """Inputs and steps for tests of the compiled norm of the CPU."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from masked_inputs import make_mask, poisoned
@@ -7,6 +9,13 @@ from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d
 from seqtrain.nn.norms.kernels import choice, compiled, rows_cpu
+
+STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "length first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "channels slow": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every other": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+}
 
 
 def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:

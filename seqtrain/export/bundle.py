@@ -81,16 +81,17 @@ def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
     with opened(path) as root:
         if is_bundle(path):
             _check_sums(root, path)
-        run = _load_bundle(root, path) if is_bundle(path) else load_run(path)
+            run = _load_bundle(root, path)
+        else:
+            run = load_run(path)
     return run if calibrated else run.calibrated(None)
 
 
 def _check_sums(root: Place, path: Path) -> None:
     """Refuse a model that is not the one that was exported."""
-    sums = root / SUMS
-    if not sums.is_file():
+    if not (root / SUMS).is_file():
         return
-    listed = dict(line.split("  ", 1)[::-1] for line in sums.read_text("utf-8").splitlines())
+    listed = _read_sums(root)
     for name in (MANIFEST, WEIGHTS):
         file = root / name
         if file.is_file() and listed.get(name) != _sha256(file):
@@ -229,6 +230,12 @@ def _without_folders(text: str, report: Mapping[str, Any]) -> str:
     return text
 
 
+def _read_sums(root: Place) -> dict[str, str]:
+    """Digests by file name."""
+    lines = (root / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
 def _sha256(file: Place) -> str:
     with file.open("rb") as stream:
         digest = hashlib.sha256()
@@ -307,8 +314,7 @@ def verify_bundle(path: Path) -> Verification:
     with opened(path) as root:
         if not (root / SUMS).is_file() or not (root / MANIFEST).is_file():
             raise CheckpointError(f"{path}: not a bundle: expected {MANIFEST} and {SUMS} in it.")
-        lines = (root / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        sums = _read_sums(root)
         names = {file.name for file in root.iterdir() if not file.name.startswith(".")} - {SUMS}
         states = dict.fromkeys(sorted(names), "not listed")
         for name, digest in sums.items():

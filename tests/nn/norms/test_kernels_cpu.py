@@ -1,12 +1,11 @@
 """Oracle 13: the fused batch norm of the CPU against the plain form and against float64."""
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from cpu_kernels import finely, made, plainly, some_input, train
+from cpu_kernels import STRIDES, finely, made, plainly, some_input, train
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from masked_inputs import KINDS, make_mask, poisoned
@@ -18,14 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
 from seqtrain.nn.norms.kernels import choice, loops, rows_cpu
 from seqtrain.nn.norms.kernels.call import Call
-
-STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x.contiguous(),
-    "length first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "channels slow": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "every other": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
-}
-
 
 OPTIONS: list[dict[str, object]] = [
     {},

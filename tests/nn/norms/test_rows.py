@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cpu_kernels import STRIDES, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_inputs import KINDS, make_mask, poisoned
@@ -9,26 +10,6 @@ from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, MaskedBatchRenorm1d, batch_functional, renorm
 from seqtrain.nn.norms.rows import over_real_rows
-
-STRIDES = {
-    "contiguous": lambda x: x.contiguous(),
-    "length first": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "channels slow": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
-    "every other": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
-}
-
-
-def train(
-    norm: nn.Module, x: Tensor, mask: Tensor, grad: Tensor, channel_dim: int
-) -> dict[str, Tensor]:
-    """Output, gradients and buffers of one step, then evaluation."""
-    leaf = x.movedim(-1, channel_dim).detach().requires_grad_()
-    out = norm(leaf, mask)
-    out.backward(grad.movedim(-1, channel_dim))
-    found = {"out": out.detach(), "dx": leaf.grad}
-    found |= {f"d{name}": p.grad for name, p in norm.named_parameters()}
-    found |= {name: b.clone() for name, b in norm.named_buffers()}
-    return found | {"evaluation": norm.eval()(leaf.detach(), mask).detach()}
 
 
 @settings(max_examples=40, deadline=None)
@@ -66,7 +47,7 @@ def test_both_ways_agree_and_each_repeats_its_bits(
         norm = norm.double() if dtype == torch.float64 else norm
         for parameter in norm.parameters():
             nn.init.normal_(parameter)
-        return train(norm, STRIDES[strides](x), mask, grad, channel_dim)
+        return train(norm, STRIDES[strides](x), mask, grad)
 
     by_rows, again = once(), once()
     with pytest.MonkeyPatch.context() as patch:
