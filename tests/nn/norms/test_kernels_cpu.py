@@ -169,20 +169,28 @@ def test_derivatives_are_those_of_finite_differences(
 
 
 class Watched(np.ndarray):
-    """Notes which rows are read and written."""
+    """``(N, 1)``, notes which rows are read and written, in it and in flat views of it."""
 
     def __array_finalize__(self, source: object) -> None:
-        self.read: list[int] = []
-        self.written: list[int] = []
+        is_view = isinstance(source, Watched)
+        self.read: list[int] = source.read if is_view else []
+        self.written: list[int] = source.written if is_view else []
+        self.begin: int = source.begin if is_view else self.ctypes.data
 
     def __getitem__(self, key: object) -> object:
-        self.read.append(key[0])  # type: ignore[index]
+        if self.ndim == 1 and isinstance(key, slice):
+            return super().__getitem__(key)
+        self.read += self.rows(key)
         return self.view(np.ndarray)[key]
 
     def __setitem__(self, key: object, value: object) -> None:
-        at = key[0] if isinstance(key, tuple) else key
-        self.written += range(*at.indices(len(self))) if isinstance(at, slice) else [at]
+        self.written += self.rows(key)
         self.view(np.ndarray)[key] = value
+
+    def rows(self, key: object) -> list[int]:
+        first = (self.ctypes.data - self.begin) // self.itemsize
+        at = key[0] if isinstance(key, tuple) else key
+        return (first + np.arange(len(self))[at]).reshape(-1).tolist()
 
 
 def test_no_padded_row_is_read_and_every_row_is_written_once(

@@ -5,14 +5,16 @@ in rising order, and reads no other. The work is cut into chunks of so many entr
 their number alone: whoever does them, and when, no bit of a result depends on it. Sums run in the
 dtype of ``x`` within a tile, which stays in the cache, and in float64 from tile to tile. Four rows
 at once where the tile is near, because there a sum that is fetched and stored for every row takes
-twice as long.
+twice as long. Rows that lie end to end are written as one long one, beside factors repeated as
+often: a loop over one row's channels takes longer to begin than to run.
 
 ``normalize`` and ``differentiate`` are what is called, by several threads at once: they take chunks
 from common counters until none are left, and wait for those that others have taken.
 
-``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``. They are
-indexed where they are used: unpacked, the compiler would not see that they lie apart. ``floor`` is
-0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is compiled apart.
+``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)`` or, repeated,
+``(3, R * C)``. They are indexed where they are used: unpacked, the compiler would not see that they
+lie apart. ``floor`` is 0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is
+compiled apart.
 """
 
 from threading import Lock
@@ -25,6 +27,12 @@ Array = NDArray[Any]
 
 COUNTERS = 4
 """Of a call: chunks taken and done, in the pass over sums and in the one that writes."""
+
+LINE = 2**10
+"""Elements of the rows that are written as one."""
+
+CACHE_LINE = 64
+"""Bytes. A vector that lies across two is fetched twice."""
 
 _lock = Lock()
 
@@ -122,9 +130,10 @@ def share_transform(
     out: Array,
 ) -> None:
     """``transform`` of all chunks, by all threads; arguments as those of ``normalize``."""
+    lines = repeat(factors)
     k = add(counters, 2)
     while k < num_chunks:
-        transform(k, chunk, rows, x, residual, factors, floor, out)
+        transform(k, chunk, rows, x, residual, lines, floor, out)
         add(counters, 3)
         k = add(counters, 2)
     while leads and read(counters, 3) < num_chunks:
@@ -179,10 +188,11 @@ def differentiate(
     settle_gradient(len(rows), plains, products, statistics, factors, own, slopes)
     if leads:
         sums[:] = own
+    lines, inclines = repeat(factors), repeat(slopes)
     k = add(counters, 2)
     while k < K:
         if out is not None:
-            gradient(k, chunk, rows, x, grad, factors, floor, slopes, out)
+            gradient(k, chunk, rows, x, grad, lines, floor, inclines, out)
         if of_residual is not None:
             pick(k, chunk, rows, grad, of_residual)
         add(counters, 3)
@@ -198,7 +208,7 @@ def moments(k: int, chunk: int, tile: int, rows: Array, x: Array, mean: Array, m
     merged as in Chan, Golub and LeVeque 1983.
     """
     C = x.shape[1]
-    centre, total, squares = np.empty(C, x.dtype), np.empty(C, x.dtype), np.empty(C, x.dtype)
+    centre, total, squares = aligned(C, x), aligned(C, x), aligned(C, x)
     stop = min((k + 1) * chunk, len(rows))
     mean[:] = 0
     m2[:] = 0
@@ -287,15 +297,23 @@ def transform(
     NaN stays NaN.
     """
     clear(k, chunk, rows, out)
-    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
-        e = rows[i]
-        for c in range(x.shape[1]):
-            y = (x[e, c] - factors[0, c]) * factors[1, c] + factors[2, c]
+    C = x.shape[1]
+    most = factors.shape[1] // C
+    i, stop = k * chunk, min((k + 1) * chunk, len(rows))
+    while i < stop:
+        n = stretch(rows, i, min(i + most, stop))
+        these = slice(rows[i] * C, (rows[i] + n) * C)
+        source, target = x.reshape(-1)[these], out.reshape(-1)[these]
+        if residual is not None:
+            added = residual.reshape(-1)[these]
+        for j in range(n * C):
+            y = (source[j] - factors[0, j]) * factors[1, j] + factors[2, j]
             if floor is not None:
                 y = floor if y < floor else y
             if residual is not None:
-                y += residual[e, c]
-            out[e, c] = y
+                y += added[j]
+            target[j] = y
+        i += n
 
 
 def gradient_sums(
@@ -312,7 +330,7 @@ def gradient_sums(
 ) -> None:
     """Sums of ``passed`` and of it times ``x - centre`` over chunk ``k``, into float64 ``(C,)``."""
     C = x.shape[1]
-    total, mixed = np.empty(C, x.dtype), np.empty(C, x.dtype)
+    total, mixed = aligned(C, x), aligned(C, x)
     stop = min((k + 1) * chunk, len(rows))
     plain[:] = 0
     product[:] = 0
@@ -395,29 +413,67 @@ def gradient(
 ) -> None:
     """``passed * scale + (x - centre) * slope + offset`` at the rows of chunk ``k``, 0 around."""
     clear(k, chunk, rows, out)
-    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
-        e = rows[i]
-        for c in range(x.shape[1]):
-            p = x[e, c] - factors[0, c]
-            dp = passed(p, grad[e, c], c, factors, floor)
-            out[e, c] = dp * factors[1, c] + p * slopes[0, c] + slopes[1, c]
+    C = x.shape[1]
+    most = factors.shape[1] // C
+    i, stop = k * chunk, min((k + 1) * chunk, len(rows))
+    while i < stop:
+        n = stretch(rows, i, min(i + most, stop))
+        these = slice(rows[i] * C, (rows[i] + n) * C)
+        source, above, target = x.reshape(-1)[these], grad.reshape(-1)[these], out.reshape(-1)[these]
+        for j in range(n * C):
+            p = source[j] - factors[0, j]
+            dp = passed(p, above[j], j, factors, floor)
+            target[j] = dp * factors[1, j] + p * slopes[0, j] + slopes[1, j]
+        i += n
 
 
 def pick(k: int, chunk: int, rows: Array, source: Array, out: Array) -> None:
     """``source`` at the rows of chunk ``k``, 0 around."""
     clear(k, chunk, rows, out)
-    for i in range(k * chunk, min((k + 1) * chunk, len(rows))):
-        e = rows[i]
-        for c in range(source.shape[1]):
-            out[e, c] = source[e, c]
+    i, stop = k * chunk, min((k + 1) * chunk, len(rows))
+    while i < stop:
+        n = stretch(rows, i, stop)
+        out[rows[i] : rows[i] + n] = source[rows[i] : rows[i] + n]
+        i += n
 
 
 def clear(k: int, chunk: int, rows: Array, out: Array) -> None:
     """0 around the rows of chunk ``k``: before the first one of all, and behind each."""
-    stop = min((k + 1) * chunk, len(rows))
-    at = 0 if k == 0 else rows[k * chunk]
-    for i in range(k * chunk, stop):
-        for gap in range(at, rows[i]):
-            out[gap] = 0
-        at = rows[i] + 1
+    i, stop = k * chunk, min((k + 1) * chunk, len(rows))
+    at = 0 if k == 0 else rows[i]
+    while i < stop:
+        out[at : rows[i]] = 0
+        n = stretch(rows, i, stop)
+        at = rows[i] + n
+        i += n
     out[at : len(out) if stop == len(rows) else rows[stop]] = 0
+
+
+def stretch(rows: Array, begin: int, stop: int) -> int:
+    """How many of these entries, from the first on, name rows that lie end to end."""
+    n = stop - begin
+    if rows[stop - 1] - rows[begin] < n:
+        return n
+    n = 1
+    while rows[begin + n] == rows[begin] + n:
+        n += 1
+    return n
+
+
+def repeat(vectors: Array) -> Array:
+    """``(n, C)`` as ``(n, R * C)``, each as often as fits a line, and once at least."""
+    C = vectors.shape[1]
+    times = max(1, LINE // C)
+    out = aligned(len(vectors) * times * C, vectors).reshape(len(vectors), times * C)
+    for n in range(len(vectors)):
+        for r in range(times):
+            out[n, r * C : (r + 1) * C] = vectors[n]
+    return out
+
+
+def aligned(size: int, like: Array) -> Array:
+    """An array of that many elements that begins where a line of the cache does."""
+    spare = CACHE_LINE // like.itemsize
+    out = np.empty(size + spare, like.dtype)
+    first = -(out.ctypes.data // like.itemsize) % spare
+    return out[first : first + size]
