@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.choice import fused_batch_norm
-from seqtrain.nn.norms.masks import place_mask, select_real
+from seqtrain.nn.norms.masks import check_mask, place_mask, select_real
 from seqtrain.nn.norms.moments import masked_moments, pool_moments
 from seqtrain.nn.norms.rows import over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
@@ -80,6 +80,12 @@ def masked_batch_norm(
         return activate(out, None, relu, residual)
     if running is None and not training:
         raise ValueError("training=False needs running_mean and running_var")
+    if mask is not None and group is None:
+        check_mask(mask, input, channel_dim)
+        options = (training, momentum, eps, channel_dim, min_count, relu, residual)
+        fused = fused_batch_norm(Call(input, mask, running, weight, bias, *options))
+        if fused is not None:
+            return fused
     mask = place_mask(mask, input, channel_dim)
 
     def norm(input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
@@ -88,11 +94,6 @@ def masked_batch_norm(
         )
         return standardize(input, mask, statistics, weight, bias, channel_dim)
 
-    if mask is not None and group is None:
-        options = (training, momentum, eps, channel_dim, min_count, relu, residual)
-        fused = fused_batch_norm(Call(input, mask, running, weight, bias, *options))
-        if fused is not None:
-            return fused
     return activate(over_real_rows(norm, input, mask, channel_dim), mask, relu, residual)
 
 

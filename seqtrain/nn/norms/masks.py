@@ -27,16 +27,39 @@ def place_mask(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Ten
     """
     if mask is None:
         return None
+    check_mask(mask, input, channel_dim)
+    return view_mask(mask, input, channel_dim)
+
+
+def check_mask(mask: Tensor, input: Tensor, channel_dim: int) -> None:
+    """Raise what ``place_mask`` does, and make no view.
+
+    Args:
+        mask: As there, like all that follows.
+        input: As there.
+        channel_dim: As there.
+    """
     channel = channel_dim % input.ndim
-    placed = mask.unsqueeze(channel) if mask.ndim == input.ndim - 1 else mask
     shape = input.shape
-    if placed.shape != (*shape[:channel], 1, *shape[channel + 1 :]) and placed.shape != shape:
+    before, after = shape[:channel], shape[channel + 1 :]
+    if mask.shape not in ((*before, *after), (*before, 1, *after), shape):
         raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(input.shape)} "
+            f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(shape)} "
             f"with its channels at dimension {channel}: expected the shape of the input without "
             "its channels, or with 1 or all of them"
         )
-    return _boolean(placed)
+    _boolean(mask)
+
+
+def view_mask(mask: Tensor, input: Tensor, channel_dim: int) -> Bool[Tensor, "..."]:
+    """A mask that fits as a view of the input's rank, with 1 or all channels at ``channel_dim``.
+
+    Args:
+        mask: As in ``place_mask``, like all that follows.
+        input: As there.
+        channel_dim: As there.
+    """
+    return mask.unsqueeze(channel_dim % input.ndim) if mask.ndim < input.ndim else mask
 
 
 def broadcast_mask(mask: Tensor | None, input: Tensor) -> Bool[Tensor, "..."] | None:

@@ -221,7 +221,7 @@ def test_no_padded_row_is_read_and_every_row_is_written_once(
     x.read.clear()
     out.written.clear()
     found = (statistics, factors, affine.floor)
-    rows.differentiate(x, grad, *found, np.empty((2, 1)), out, of_residual)
+    rows.differentiate(x, grad, *found, np.empty(1), np.empty(1), out, of_residual)
     assert count(x.read) == (2 * mask).tolist()
     assert count(grad.read) == (3 * mask).tolist()
     assert count(out.written) == count(of_residual.written) == [1] * len(mask)

@@ -246,7 +246,7 @@ def a_call() -> Called:
     running = (*moving, counted, 0.1)
     forward = (8, 4, rows, x, None, *affine, *running, *table, statistics, factors, out)
     sums = np.full((2, 3), 7.0)
-    backward = (8, 4, rows, x, grad, statistics, factors, None, *table, sums, out, None)
+    backward = (8, 4, rows, x, grad, statistics, factors, None, *table, *sums, out, None)
     counters = np.zeros(loops.COUNTERS, np.int64)
     return Called(counters, forward, backward, statistics, out, sums, counted)
 

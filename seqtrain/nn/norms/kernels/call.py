@@ -17,7 +17,7 @@ class Call(NamedTuple):
     input: Tensor
     """Features of any rank from 2, any strides and any dtype."""
     mask: Tensor
-    """Bool, of the input's rank, with 1 or all channels at ``channel_dim``."""
+    """Bool, of the input's shape, without its channels or with 1 or all at ``channel_dim``."""
     running: RunningStatistics | None
     """To be updated when ``training``, else what to normalize by."""
     weight: Tensor | None

@@ -11,10 +11,10 @@ often: a loop over one row's channels takes longer to begin than to run.
 ``normalize`` and ``differentiate`` are what is called, by several threads at once: they take chunks
 from common counters until none are left, and wait for those that others have taken.
 
-``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)`` or, repeated,
-``(3, R * C)``. They are indexed where they are used: unpacked, the compiler would not see that they
-lie apart. ``floor`` is 0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is
-compiled apart.
+``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``; ``lines``
+are such vectors repeated, ``(n, R * C)``. They are indexed where they are used: unpacked, the
+compiler would not see that they lie apart. ``floor`` is 0 in the dtype of ``x`` for a rectifier and
+``None`` for none, which is compiled apart.
 """
 
 from threading import Lock
@@ -153,7 +153,8 @@ def differentiate(
     floor: Any,
     plains: Array,
     products: Array,
-    sums: Array,
+    of_weight: Array,
+    of_bias: Array,
     out: Array | None,
     of_residual: Array | None,
 ) -> None:
@@ -172,7 +173,8 @@ def differentiate(
         floor: As there.
         plains: For one row per chunk, float64 ``(K, C)``, like the next.
         products: Sums of the gradient times the centred input.
-        sums: Becomes the gradients of weight and bias, ``(2, C)``.
+        of_weight: Becomes the gradient of the weight, ``(C,)``.
+        of_bias: Likewise.
         out: Becomes that of ``x``, if there is such an array.
         of_residual: Becomes that of the residual, likewise.
     """
@@ -184,10 +186,12 @@ def differentiate(
         k = add(counters, 0)
     while read(counters, 1) < K:
         pass
-    own, slopes = np.empty_like(sums), np.empty_like(sums)
-    settle_gradient(len(rows), plains, products, statistics, factors, own, slopes)
+    sums = np.empty((2, len(of_weight)), of_weight.dtype)
+    slopes = np.empty_like(sums)
+    settle_gradient(len(rows), plains, products, statistics, factors, sums, slopes)
     if leads:
-        sums[:] = own
+        of_weight[:] = sums[0]
+        of_bias[:] = sums[1]
     lines, inclines = repeat(factors), repeat(slopes)
     k = add(counters, 2)
     while k < K:
@@ -288,7 +292,7 @@ def transform(
     rows: Array,
     x: Array,
     residual: Array | None,
-    factors: Array,
+    lines: Array,
     floor: Any,
     out: Array,
 ) -> None:
@@ -298,7 +302,7 @@ def transform(
     """
     clear(k, chunk, rows, out)
     C = x.shape[1]
-    most = factors.shape[1] // C
+    most = lines.shape[1] // C
     i, stop = k * chunk, min((k + 1) * chunk, len(rows))
     while i < stop:
         n = stretch(rows, i, min(i + most, stop))
@@ -307,7 +311,7 @@ def transform(
         if residual is not None:
             added = residual.reshape(-1)[these]
         for j in range(n * C):
-            y = (source[j] - factors[0, j]) * factors[1, j] + factors[2, j]
+            y = (source[j] - lines[0, j]) * lines[1, j] + lines[2, j]
             if floor is not None:
                 y = floor if y < floor else y
             if residual is not None:
@@ -406,24 +410,25 @@ def gradient(
     rows: Array,
     x: Array,
     grad: Array,
-    factors: Array,
+    lines: Array,
     floor: Any,
-    slopes: Array,
+    inclines: Array,
     out: Array,
 ) -> None:
     """``passed * scale + (x - centre) * slope + offset`` at the rows of chunk ``k``, 0 around."""
     clear(k, chunk, rows, out)
     C = x.shape[1]
-    most = factors.shape[1] // C
+    most = lines.shape[1] // C
     i, stop = k * chunk, min((k + 1) * chunk, len(rows))
     while i < stop:
         n = stretch(rows, i, min(i + most, stop))
         these = slice(rows[i] * C, (rows[i] + n) * C)
-        source, above, target = x.reshape(-1)[these], grad.reshape(-1)[these], out.reshape(-1)[these]
+        source, above = x.reshape(-1)[these], grad.reshape(-1)[these]
+        target = out.reshape(-1)[these]
         for j in range(n * C):
-            p = source[j] - factors[0, j]
-            dp = passed(p, above[j], j, factors, floor)
-            target[j] = dp * factors[1, j] + p * slopes[0, j] + slopes[1, j]
+            p = source[j] - lines[0, j]
+            dp = passed(p, above[j], j, lines, floor)
+            target[j] = dp * lines[1, j] + p * inclines[0, j] + inclines[1, j]
         i += n
 
 

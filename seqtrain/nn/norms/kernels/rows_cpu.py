@@ -13,7 +13,7 @@ from torch import Tensor
 from seqtrain.nn.norms.kernels import compiled, loops
 from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.loops import Array
-from seqtrain.nn.norms.masks import select_real
+from seqtrain.nn.norms.masks import select_real, view_mask
 from seqtrain.nn.norms.moments import Moments
 from seqtrain.nn.norms.running import RunningStatistics
 from seqtrain.nn.norms.standardize import Statistics, differentiable_backward, inverse_root
@@ -92,9 +92,9 @@ class Rows(NamedTuple):
     ) -> tuple[Array, Array]:
         """The statistics and factors of ``loops.normalize``."""
         num_chunks, chunk = self._chunks()
-        table = np.empty((2, num_chunks, x.shape[1]))
+        means, squares = np.empty((2, num_chunks, x.shape[1]))
         statistics, factors = np.empty((3, x.shape[1])), np.empty((3, x.shape[1]), x.dtype)
-        found = (*table, statistics, factors, out)
+        found = (means, squares, statistics, factors, out)
         arguments = (chunk, self.tile, self.places, x, residual, *affine, eps, *moving, *found)
         compiled.run(loops.normalize, num_chunks, *arguments)
         return statistics, factors
@@ -114,15 +114,13 @@ class Rows(NamedTuple):
         statistics: Array,
         factors: Array,
         floor: Any,
-        sums: Array,
-        out: Array | None,
-        of_residual: Array | None,
+        *wanted: Array | None,
     ) -> None:
-        """The gradients that ``loops.differentiate`` writes into the last three."""
+        """The gradients that ``loops.differentiate`` writes into the last four."""
         num_chunks, chunk = self._chunks()
-        table = np.empty((2, num_chunks, x.shape[1]))
+        plains, products = np.empty((2, num_chunks, x.shape[1]))
         arguments = (chunk, self.tile, self.places, x, grad, statistics, factors, floor)
-        compiled.run(loops.differentiate, num_chunks, *arguments, *table, sums, out, of_residual)
+        compiled.run(loops.differentiate, num_chunks, *arguments, plains, products, *wanted)
 
     def _chunks(self) -> tuple[int, int]:
         """How many there are, and the rows in each but the last.
@@ -148,13 +146,12 @@ class _Normalize(torch.autograd.Function):
         call: Call,
     ) -> Tensor:
         x, out = _matrix(input), torch.empty_like(input)
-        added = None if residual is None else _matrix(residual)
         ctx.save_for_backward(input, mask, weight, bias)
         affine = Affine.of(call, x.dtype)
         ctx.rows, ctx.floor = rows, affine.floor
         moving = Moving.of(call)
         ctx.statistics, ctx.factors = rows.normalize(
-            x, added, affine, call.eps, moving, _matrix(out)
+            x, _matrix_if_any(residual), affine, call.eps, moving, _matrix(out)
         )
         if call.running is not None:
             _has_moved(call.running, moving, ctx.statistics, len(rows.places), call.momentum)
@@ -162,30 +159,34 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, mask, *_ = ctx.saved_tensors
-        input = input.contiguous()  # a hook may have brought it back with other strides
-        wants_input, _, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            firsts = _differentiable_gradients(ctx, grad)
-            return *firsts, select_real(grad, mask) if wants_residual else None, None, None
-        of_input, of_residual = (
-            torch.empty_like(input) if wanted else None for wanted in (wants_input, wants_residual)
-        )
-        sums = input.new_empty(2, input.shape[-1])
-        written = (None if t is None else _matrix(t) for t in (sums, of_input, of_residual))
-        found = (ctx.statistics, ctx.factors, ctx.floor)
-        ctx.rows.differentiate(_matrix(input), _matrix(grad.contiguous()), *found, *written)
+            return *_differentiable_gradients(ctx, grad), None, None
+        input = ctx.saved_tensors[0].contiguous()  # a hook may have brought it back strided
+        wants_input, _, wants_weight, wants_bias, wants_residual, _, _ = ctx.needs_input_grad
+        of_input = torch.empty_like(input) if wants_input else None
+        of_residual = torch.empty_like(input) if wants_residual else None
         # autograd casts them to the dtypes of the parameters
-        of_weight, of_bias = (
-            total if wanted else None
-            for total, wanted in ((sums[0], wants_weight), (sums[1], wants_bias))
+        of_weight, of_bias = input.new_empty(input.shape[-1]), input.new_empty(input.shape[-1])
+        ctx.rows.differentiate(
+            _matrix(input),
+            _matrix(grad.contiguous()),
+            ctx.statistics,
+            ctx.factors,
+            ctx.floor,
+            _array(of_weight),
+            _array(of_bias),
+            _matrix_if_any(of_input),
+            _matrix_if_any(of_residual),
         )
-        return of_input, None, of_weight, of_bias, of_residual, None, None
+        of_affine = (of_weight if wants_weight else None, of_bias if wants_bias else None)
+        return of_input, None, *of_affine, of_residual, None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Those of input, mask, weight and bias, by the plain form."""
+    """Those of input, mask, weight, bias and residual, by the plain form."""
     input, mask, weight, bias = ctx.saved_tensors
+    mask = view_mask(mask, input, -1)
+    of_residual = select_real(grad, mask) if ctx.needs_input_grad[4] else None
     if ctx.floor is not None:
         out = torch.empty_like(input)
         ctx.rows.transform(_matrix(input), None, ctx.factors, ctx.floor, _matrix(out))
@@ -193,12 +194,16 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     mean, _, invstd = torch.from_numpy(ctx.statistics)
     share = torch.full_like(mean, 1 / len(ctx.rows.places))
     statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
-    return differentiable_backward(grad, input, mask, weight, bias, statistics)
+    return *differentiable_backward(grad, input, mask, weight, bias, statistics), of_residual
 
 
 def _matrix(values: Tensor) -> Array:
     """Contiguous values as ``(N, C)``, without a copy and unseen by autograd."""
     return _array(values).reshape(-1, values.shape[-1])
+
+
+def _matrix_if_any(values: Tensor | None) -> Array | None:
+    return None if values is None else _matrix(values)
 
 
 def _array(values: Tensor) -> Array:
@@ -233,7 +238,9 @@ def batch_norm(call: Call) -> Tensor | None:
     residual = call.residual
     channels_last = channel_dim % input.ndim == input.ndim - 1
     if not channels_last:
-        input, mask = (t.movedim(channel_dim, -1) for t in (input, mask))
+        if mask.ndim == input.ndim:
+            mask = mask.movedim(channel_dim, -1)
+        input = input.movedim(channel_dim, -1)
         residual = None if residual is None else residual.movedim(channel_dim, -1)
     input = input.contiguous()
     residual = None if residual is None else residual.contiguous()
@@ -246,8 +253,8 @@ def batch_norm(call: Call) -> Tensor | None:
         assert running is not None, "evaluation has running statistics"
         x, out = _matrix(input), torch.empty_like(input)
         affine = Affine.of(call, x.dtype)
-        added = None if residual is None else _matrix(residual)
-        rows.transform(x, added, _settled(running, call.eps, affine), affine.floor, _matrix(out))
+        factors = _settled(running, call.eps, affine)
+        rows.transform(x, _matrix_if_any(residual), factors, affine.floor, _matrix(out))
     return out if channels_last else out.movedim(-1, channel_dim)
 
 
@@ -258,7 +265,7 @@ def _is_covered(call: Call) -> bool:
     return not (
         input.dtype not in (torch.float32, torch.float64)
         or input.numel() < SMALLEST
-        or call.mask.shape[call.channel_dim] != 1
+        or (call.mask.ndim == input.ndim and call.mask.shape[call.channel_dim] != 1)
         # The plain form says what is wrong.
         or any(t is not None and t.shape != (channels,) for t in vectors)
         or (call.residual is not None and call.residual.dtype != input.dtype)

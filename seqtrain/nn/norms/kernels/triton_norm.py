@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seqtrain.nn.norms.kernels.call import Call
+from seqtrain.nn.norms.masks import view_mask
 from seqtrain.nn.norms.moments import wide_dtype
 from seqtrain.nn.norms.running import RunningStatistics, running_standard
 from seqtrain.nn.norms.standardize import per_channel
@@ -25,8 +26,9 @@ def batch_norm(call: Call) -> Tensor | None:
     ``None`` for masks per channel, float64, and where Triton is missing. A view with gaps in memory
     is copied.
     """
-    input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
+    input, running, channel_dim = call.input, call.running, call.channel_dim
     weight, bias, training, eps = call.weight, call.bias, call.training, call.eps
+    mask = view_mask(call.mask, input, channel_dim)
     if mask.shape[channel_dim] != 1 or input.dtype not in DTYPES or not usable(input.device):
         return None
     if running is not None and training and not _can_move(running, input.dtype, call.momentum):
