@@ -8,7 +8,7 @@ from masked_inputs import make_mask, poisoned
 from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import choice, compiled, rows_cpu
+from seqtrain.nn.norms.kernels import choice, compiled, loops, rows_cpu
 
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -21,9 +21,11 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
     """Cut up the smallest input, and run the loops as Python or as machine code."""
     patch.setattr(rows_cpu, "SMALLEST", 0)
+    patch.setattr(rows_cpu, "TILE", 1)  # which is eight rows
     patch.setattr(rows_cpu, "TILES_PER_CHUNK", 1)
     patch.setattr(compiled, "WORTH_WAKING", 1)
     if loops_in == "python":
+        patch.setattr(loops, "LONG_ROW", 8)
         patch.setattr(compiled, "compiled", lambda loop: loop)
 
 

@@ -32,17 +32,26 @@ def place_mask(mask: Tensor | None, input: Tensor, channel_dim: int) -> Bool[Ten
 
 
 def check_mask(mask: Tensor, input: Tensor, channel_dim: int) -> None:
-    """Raise what ``place_mask`` does, and make no view.
+    """Nothing, if the mask fits the input; a view is not made.
 
     Args:
-        mask: As there, like all that follows.
+        mask: As in ``place_mask``, like all that follows.
         input: As there.
         channel_dim: As there.
+
+    Raises:
+        TypeError: The mask is not boolean.
+        ValueError: The shapes do not fit.
     """
     channel = channel_dim % input.ndim
     shape = input.shape
     before, after = shape[:channel], shape[channel + 1 :]
-    if mask.shape not in ((*before, *after), (*before, 1, *after), shape):
+    # One by one: torch.compile takes no size that it keeps open for a member of a tuple.
+    if (
+        mask.shape != (*before, *after)
+        and mask.shape != (*before, 1, *after)
+        and mask.shape != shape
+    ):
         raise ValueError(
             f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(shape)} "
             f"with its channels at dimension {channel}: expected the shape of the input without "

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from masked_inputs import KINDS, make_mask, poisoned
 from oracles import batch_norm_gradient, real_rows
@@ -102,6 +102,10 @@ def rounding(dtype: torch.dtype) -> float:
     st.sampled_from(DTYPES),
     st.sampled_from(["channels last", "channels first", "sequences inside", "gaps"]),
 )
+# Several programs beside each other for the channels, the last one with some to spare.
+@example(0, (2, 40, 100), "ragged", torch.float32, "channels last")
+@example(1, (2, 40, 130), "interior", torch.bfloat16, "channels first")
+@example(2, (1, 30, 513), "right", torch.float16, "channels last")
 def test_two_steps_as_float64_over_packed_rows(
     seed: int, shape: tuple[int, int, int], kind: str, dtype: torch.dtype, layout: str
 ) -> None:
@@ -595,10 +599,20 @@ def test_triton_stays_away_until_a_gpu_asks_for_it() -> None:
 KERNELS = ["moments_of_tiles", "settle", "write_normal", "gradient_sums_of_tiles", "write_gradient"]
 
 
-def test_every_kernel_compiles_for_a_gpu_and_loads_16_bytes_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("features", "capability", "options"),
+    [
+        ("*bf16", "90", ["RELU"]),
+        ("*fp16", "80", ["residual", "running_weight"]),
+        ("*fp32", "90", ["RELU", "residual"]),
+    ],
+)
+def test_every_kernel_compiles_for_a_gpu_and_loads_16_bytes_at_once(
+    features: str, capability: str, options: list[str], tmp_path: Path
+) -> None:
     script = Path(__file__).with_name("compile_for_gpu.py")
     done = subprocess.run(
-        [sys.executable, script, "*bf16", "90", *KERNELS],
+        [sys.executable, script, features, capability, ",".join(options), *KERNELS],
         capture_output=True,
         text=True,
         env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},

@@ -90,6 +90,16 @@ def test_compiled_whole_it_trains_and_evaluates_as_in_eager_mode(name: str) -> N
     torch.testing.assert_close(compiled(x, mask), eager.eval()(x, mask))
 
 
+def test_a_mask_that_comes_after_other_lengths_still_fits() -> None:
+    """By then a length is kept open in the program, and the mask's is not yet."""
+    norm = build("batch").eval()
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    for length in (6, 9):
+        compiled(torch.randn(3, length, 4))
+    x, mask = batch(3, 9)
+    torch.testing.assert_close(compiled(x, mask), norm(x, mask))
+
+
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("training", [True, False])
 def test_exported_with_any_batch_and_length(name: str, training: bool) -> None:

@@ -11,10 +11,10 @@ often: a loop over one row's channels takes longer to begin than to run.
 ``normalize`` and ``differentiate`` are what is called, by several threads at once: they take chunks
 from common counters until none are left, and wait for those that others have taken.
 
-``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``; ``lines``
-are such vectors repeated, ``(n, R * C)``. They are indexed where they are used: unpacked, the
-compiler would not see that they lie apart. ``floor`` is 0 in the dtype of ``x`` for a rectifier and
-``None`` for none, which is compiled apart.
+``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``, ``slopes``
+slope and offset of a gradient, ``(2, C)``; what is called long is ``repeat`` of them. They are
+indexed where they are used: unpacked, the compiler would not see that they lie apart. ``floor`` is
+0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is compiled apart.
 """
 
 from threading import Lock
@@ -28,8 +28,8 @@ Array = NDArray[Any]
 COUNTERS = 4
 """Of a call: chunks taken and done, in the pass over sums and in the one that writes."""
 
-LINE = 2**10
-"""Elements of the rows that are written as one."""
+LONG_ROW = 2**10
+"""Elements of rows that are written as one: at most so many, or one row."""
 
 CACHE_LINE = 64
 """Bytes. A vector that lies across two is fetched twice."""
@@ -93,7 +93,7 @@ def normalize(
         means: For one row per chunk, float64 ``(K, C)``, like the next.
         squares: Sums of squared deviations.
         statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
-        factors: Becomes those of ``transform``.
+        factors: Becomes those of ``share_transform``.
         out: Like ``x``.
     """
     K = len(means)
@@ -130,10 +130,10 @@ def share_transform(
     out: Array,
 ) -> None:
     """``transform`` of all chunks, by all threads; arguments as those of ``normalize``."""
-    lines = repeat(factors)
+    long_factors = repeat(factors)
     k = add(counters, 2)
     while k < num_chunks:
-        transform(k, chunk, rows, x, residual, lines, floor, out)
+        transform(k, chunk, rows, x, residual, long_factors, floor, out)
         add(counters, 3)
         k = add(counters, 2)
     while leads and read(counters, 3) < num_chunks:
@@ -192,11 +192,11 @@ def differentiate(
     if leads:
         of_weight[:] = sums[0]
         of_bias[:] = sums[1]
-    lines, inclines = repeat(factors), repeat(slopes)
+    long_factors, long_slopes = repeat(factors), repeat(slopes)
     k = add(counters, 2)
     while k < K:
         if out is not None:
-            gradient(k, chunk, rows, x, grad, lines, floor, inclines, out)
+            gradient(k, chunk, rows, x, grad, long_factors, floor, long_slopes, out)
         if of_residual is not None:
             pick(k, chunk, rows, grad, of_residual)
         add(counters, 3)
@@ -292,7 +292,7 @@ def transform(
     rows: Array,
     x: Array,
     residual: Array | None,
-    lines: Array,
+    long_factors: Array,
     floor: Any,
     out: Array,
 ) -> None:
@@ -302,16 +302,16 @@ def transform(
     """
     clear(k, chunk, rows, out)
     C = x.shape[1]
-    most = lines.shape[1] // C
+    most, sources, targets = rows_at_once(C), x.reshape(-1), out.reshape(-1)
     i, stop = k * chunk, min((k + 1) * chunk, len(rows))
     while i < stop:
         n = stretch(rows, i, min(i + most, stop))
         these = slice(rows[i] * C, (rows[i] + n) * C)
-        source, target = x.reshape(-1)[these], out.reshape(-1)[these]
+        source, target = sources[these], targets[these]
         if residual is not None:
             added = residual.reshape(-1)[these]
         for j in range(n * C):
-            y = (source[j] - lines[0, j]) * lines[1, j] + lines[2, j]
+            y = (source[j] - long_factors[0, j]) * long_factors[1, j] + long_factors[2, j]
             if floor is not None:
                 y = floor if y < floor else y
             if residual is not None:
@@ -410,25 +410,25 @@ def gradient(
     rows: Array,
     x: Array,
     grad: Array,
-    lines: Array,
+    long_factors: Array,
     floor: Any,
-    inclines: Array,
+    long_slopes: Array,
     out: Array,
 ) -> None:
     """``passed * scale + (x - centre) * slope + offset`` at the rows of chunk ``k``, 0 around."""
     clear(k, chunk, rows, out)
     C = x.shape[1]
-    most = lines.shape[1] // C
+    most = rows_at_once(C)
+    sources, above, targets = x.reshape(-1), grad.reshape(-1), out.reshape(-1)
     i, stop = k * chunk, min((k + 1) * chunk, len(rows))
     while i < stop:
         n = stretch(rows, i, min(i + most, stop))
         these = slice(rows[i] * C, (rows[i] + n) * C)
-        source, above = x.reshape(-1)[these], grad.reshape(-1)[these]
-        target = out.reshape(-1)[these]
+        source, upstream, target = sources[these], above[these], targets[these]
         for j in range(n * C):
-            p = source[j] - lines[0, j]
-            dp = passed(p, above[j], j, lines, floor)
-            target[j] = dp * lines[1, j] + p * inclines[0, j] + inclines[1, j]
+            p = source[j] - long_factors[0, j]
+            dp = passed(p, upstream[j], j, long_factors, floor)
+            target[j] = dp * long_factors[1, j] + p * long_slopes[0, j] + long_slopes[1, j]
         i += n
 
 
@@ -465,19 +465,25 @@ def stretch(rows: Array, begin: int, stop: int) -> int:
     return n
 
 
+def rows_at_once(channels: int) -> int:
+    """How many rows that lie end to end are written as one."""
+    return max(1, LONG_ROW // channels)
+
+
 def repeat(vectors: Array) -> Array:
-    """``(n, C)`` as ``(n, R * C)``, each as often as fits a line, and once at least."""
-    C = vectors.shape[1]
-    times = max(1, LINE // C)
-    out = aligned(len(vectors) * times * C, vectors).reshape(len(vectors), times * C)
-    for n in range(len(vectors)):
-        for r in range(times):
-            out[n, r * C : (r + 1) * C] = vectors[n]
+    """``(n, C)`` as often as rows are written at once, ``(n, W)`` with some columns to spare."""
+    n, C = vectors.shape
+    spare = CACHE_LINE // vectors.itemsize
+    width = (rows_at_once(C) * C + spare - 1) // spare * spare
+    out = aligned(n * width, vectors).reshape(n, width)
+    for i in range(n):
+        for r in range(rows_at_once(C)):
+            out[i, r * C : (r + 1) * C] = vectors[i]
     return out
 
 
 def aligned(size: int, like: Array) -> Array:
-    """An array of that many elements that begins where a line of the cache does."""
+    """A new vector in the dtype of another, which begins where a line of the cache does."""
     spare = CACHE_LINE // like.itemsize
     out = np.empty(size + spare, like.dtype)
     first = -(out.ctypes.data // like.itemsize) % spare

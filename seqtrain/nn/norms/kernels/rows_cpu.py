@@ -114,13 +114,17 @@ class Rows(NamedTuple):
         statistics: Array,
         factors: Array,
         floor: Any,
-        *wanted: Array | None,
+        of_weight: Array,
+        of_bias: Array,
+        of_input: Array | None,
+        of_residual: Array | None,
     ) -> None:
         """The gradients that ``loops.differentiate`` writes into the last four."""
         num_chunks, chunk = self._chunks()
         plains, products = np.empty((2, num_chunks, x.shape[1]))
         arguments = (chunk, self.tile, self.places, x, grad, statistics, factors, floor)
-        compiled.run(loops.differentiate, num_chunks, *arguments, plains, products, *wanted)
+        found = (plains, products, of_weight, of_bias, of_input, of_residual)
+        compiled.run(loops.differentiate, num_chunks, *arguments, *found)
 
     def _chunks(self) -> tuple[int, int]:
         """How many there are, and the rows in each but the last.
@@ -188,8 +192,9 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     mask = view_mask(mask, input, -1)
     of_residual = select_real(grad, mask) if ctx.needs_input_grad[4] else None
     if ctx.floor is not None:
-        out = torch.empty_like(input)
-        ctx.rows.transform(_matrix(input), None, ctx.factors, ctx.floor, _matrix(out))
+        x = input.contiguous()  # as in the first derivatives
+        out = torch.empty_like(x)
+        ctx.rows.transform(_matrix(x), None, ctx.factors, ctx.floor, _matrix(out))
         grad = torch.where(out > 0, grad, grad.new_zeros(()))
     mean, _, invstd = torch.from_numpy(ctx.statistics)
     share = torch.full_like(mean, 1 / len(ctx.rows.places))
@@ -296,7 +301,7 @@ def _has_moved(
 
 
 def _settled(running: RunningStatistics, eps: float, affine: Affine) -> Array:
-    """The factors of ``transform`` for statistics that were settled before."""
+    """The factors of ``share_transform`` for statistics that were settled before."""
     mean = _array(running.mean.double())
     factors = np.empty((3, len(mean)), affine.weight.dtype)
     factors[0] = mean
