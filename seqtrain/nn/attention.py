@@ -25,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
         # One sequence after the other: no work on padding, no mask to read. Faster on a CPU.
         out: Tensor = _EachSequence.apply(q, k, v, layout.spans)  # type: ignore[no-untyped-call]
         return out
-    if layout.grids is None:
+    if not layout.is_packed:
         assert layout.mask is not None, "a padded batch has a mask"
         return _attend_masked(q, k, v, layout.mask)
     form = _attend_by_flash if _has_flash(q) else _attend_in_grids
@@ -103,8 +103,12 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
     return out
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_in_grids(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The sequences of each grid of a packed batch at once."""
+    """The sequences of each grid of a packed batch at once.
+
+    Never traced: each number of grids would be compiled anew.
+    """
     heads = q.shape[2:]
     gathered = []
     for parts in zip(*(layout.in_grids(x.flatten(2)) for x in (q, k, v)), strict=True):

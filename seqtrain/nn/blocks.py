@@ -45,7 +45,7 @@ class ChannelsLastConv1d(nn.Conv1d):
         """
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         assert self.bias is not None
-        assert layout.sequences is None or layout.places is not None, "a packed row has gaps"
+        assert not layout.is_packed or layout.places is not None, "a packed row has gaps"
         form = convolve if layout.places is None else convolve_row
         return form(input, weight, self.bias, self.dilation[0], self.reach)
 
@@ -73,7 +73,7 @@ def normalize(norm: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     by_sequence = isinstance(norm, MaskedInstanceNorm1d | MaskedGroupNorm) or (
         isinstance(norm, MaskedLayerNorm) and norm.over == "sequence"
     )
-    if layout.grids is None or not by_sequence:
+    if not (layout.is_packed and by_sequence):
         mask = layout.mask
         if mask is None and x.shape[1] == 1:
             # Without a mask torch's own batch norm runs, which refuses a single residue.

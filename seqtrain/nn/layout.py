@@ -128,10 +128,18 @@ class Layout(NamedTuple):
     all else is of the residues."""
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the sequences lie in one row.
+
+        Not told from the grids: a compiled block would hold for batches of as many grids alone.
+        """
+        return self.sequences is not None
+
+    @property
     def num_sequences(self) -> int:
         """Sequences in the batch; of a padded one its rows."""
-        if self.grids is not None:
-            return sum(len(grid.mask) for grid in self.grids)
+        if self.ends is not None:
+            return len(self.ends)
         assert self.mask is not None, "a padded batch has a mask"
         return len(self.mask)
 
