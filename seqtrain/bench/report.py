@@ -4,6 +4,8 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +56,27 @@ class Report:
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
     """What the figures depend on beside the code; a loaded machine says so by its load."""
     described = {
+        "date": date.today().isoformat(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
+        "numba": _version("numba"),
         "python": platform.python_version(),
     }
     if device is not None and device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
         described["cuda"] = torch.version.cuda
+        described["triton"] = _version("triton")
     return described
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -32,6 +32,10 @@ def norms(
         list[int] | None,
         typer.Option(min=1, help="Repeatable; 128 on a CPU, 32 to 2048 on a GPU if not given."),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences of 512; 32 on a CPU, 256 on a GPU if not given."),
+    ] = None,
     threads: Threads = 0,
     json: Json = None,
 ) -> None:
@@ -40,7 +44,13 @@ def norms(
 
     chosen, dtype = _where(device, precision, threads, json)
     widths = tuple(channels or ((128,) if chosen.type == "cpu" else (32, 128, 512, 2048)))
-    settings = NormBench(device=chosen, precision=dtype, repetitions=repetitions, channels=widths)
+    settings = NormBench(
+        device=chosen,
+        precision=dtype,
+        repetitions=repetitions,
+        batch_size=batch_size or (32 if chosen.type == "cpu" else 256),
+        channels=widths,
+    )
     _show(bench_norms(settings), json)
 
 
@@ -54,6 +64,9 @@ def train(
     curve_steps: Annotated[
         int, typer.Option(min=0, help="Steps of the learning curves; 0: none.")
     ] = 80,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="As trainer.compile does, on a GPU.")
+    ] = False,
     threads: Threads = 0,
     json: Json = None,
 ) -> None:
@@ -67,6 +80,7 @@ def train(
         encoder=encoder,
         device=chosen,
         precision=dtype,
+        compile=compile,
         repetitions=repetitions,
         num_batches=batches,
         curve_steps=curve_steps,
@@ -116,7 +130,8 @@ def _show(report: "Report", json: Path | None) -> None:
     from seqtrain.reporting import stdout_console, table, to_json
 
     if json is not None:
-        json.write_text(to_json(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        found = {"command": " ".join(["seqtrain", *sys.argv[1:]]), **report.to_dict()}
+        json.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
     for name, described in (("machine", report.machine), ("settings", report.settings)):
         print(f"{name}: {', '.join(f'{k} {v}' for k, v in described.items())}", file=sys.stderr)
     rows = [

@@ -1,6 +1,7 @@
 """Benchmarks measure what they say: the same records, the same model, the figures of their runs."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from seqtrain.bench import norms
+from seqtrain.bench import norms, train
 from seqtrain.bench.data import DataBench, bench_data
 from seqtrain.bench.norms import NormBench, bench_norms, without_kernels
 from seqtrain.bench.plain import bucketed_batches, pad_batch, random_batches
@@ -131,16 +132,32 @@ class TestBaseline:
 
 
 def test_the_products_are_those_of_the_flops_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    flops: list[int] = []
+    flops = {"torch.mm": 0, "oneDNN": 0}
 
     def count(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-        flops.append(2 * left.shape[0] * right.shape[0] * right.shape[1])
+        flops["torch.mm"] += 2 * left.shape[0] * right.shape[0] * right.shape[1]
         assert out.shape == (left.shape[0], right.shape[1])
 
+    def count_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        flops["oneDNN"] += 2 * x.shape[0] * weight.shape[0] * weight.shape[1]
+        assert bias.shape == weight.shape[:1]
+
     monkeypatch.setattr(torch, "mm", count)
-    matrix_products(TrainBench(), [100, 50])()
+    monkeypatch.setattr(train, "linear", count_linear)
+    monkeypatch.setattr(train, "HAS_ONEDNN", True)
+    forms = matrix_products(TrainBench(), [100, 50])
+    for multiply in forms.values():
+        multiply()
     # 6 layers, kernel 5, 128 channels in and out, forward and two gradients.
-    assert sum(flops) == 3 * 6 * 2 * 150 * 5 * 128 * 128
+    assert flops == dict.fromkeys(forms, 3 * 6 * 2 * 150 * 5 * 128 * 128)
+
+
+def test_the_target_of_the_products_is_that_of_the_faster_library() -> None:
+    shares = {"torch.mm": 1.3, "oneDNN": 0.6}
+    rates = {name: np.ones(1) for name in ("packed", "random", "bucketed")}
+    figures = {f.name: f for f in train._rate_figures("cnn", rates, shares, 0.5)}
+    targets = [figures[f"packed over matrix products of the same flops, by {n}"] for n in shares]
+    assert [figure.target for figure in targets] == [None, 0.7]
 
 
 def test_the_reference_form_runs_without_kernels_and_they_are_put_back() -> None:
@@ -175,7 +192,7 @@ def test_training_is_measured_from_end_to_end() -> None:
 def test_the_transformer_has_the_same_targets_but_that_of_the_products() -> None:
     settings = TrainBench("transformer", repetitions=1, num_batches=1)
     figures = measure_rates(settings, draw_dataset(4, length=20))
-    assert [figure.target for figure in figures] == [None, None, None, 3.0, 1.3, None]
+    assert [figure.target for figure in figures if figure.target] == [3.0, 1.3]
     assert all(figure.value > 0 for figure in figures)
 
 
@@ -201,6 +218,8 @@ def test_the_verb_prints_figures_and_keeps_them_as_json(tmp_path: Path) -> None:
     assert "C = 4, half padding: masked over nn.BatchNorm1d" in done.stdout
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["bench"] == "norms"
+    assert kept["command"].split()[0] == "seqtrain"
+    assert kept["machine"]["date"] == date.today().isoformat()
     assert kept["machine"]["threads"] == torch.get_num_threads()
     assert {figure["unit"] for figure in kept["figures"]} == {"ms", "ratio"}
     assert CliRunner().invoke(app, ["bench", "train", "--encoder", "rnn"]).exit_code == 2
