@@ -99,7 +99,7 @@ def composition_baseline(train: SequenceDataset, test: SequenceDataset, task: st
     if len(train) > MAX_RECORDS:
         rng = np.random.default_rng(0)
         train = train.subset(np.sort(rng.choice(len(train), MAX_RECORDS, replace=False)))
-    counts = np.bincount(train.tokens)
+    counts = train.token_counts()
     letters = np.flatnonzero(counts >= len(train.tokens) / 100)
     model = make_pipeline(
         StandardScaler(),

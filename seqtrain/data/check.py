@@ -10,7 +10,7 @@ import numpy as np
 
 from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject
-from seqtrain.data.join import join_labels, looks_like, read_records, tokenize
+from seqtrain.data.join import join_labels, letter_counts, looks_like, read_records, tokenize
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import infer_task, mean_number
 from seqtrain.data.splits import random_split, similarity_split, stratified_split
@@ -42,7 +42,7 @@ class Check:
             facts["length shortest / median / longest"] = (
                 f"{min(lengths):,} / {int(np.median(lengths)):,} / {max(lengths):,}"
             )
-            policies = self.tokenizer.count_policies("".join(r.sequence for r in self.records))
+            policies = self.tokenizer.count_policies(letter_counts(self.records))
             facts |= {f"letters read as {name}": count for name, count in policies.items() if count}
         if self.table is not None:
             values = [self.table.values[record.id] for record in self.records]

@@ -11,7 +11,7 @@ from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
 from seqtrain.data.labels import LabelCodec, is_regression, is_residue, read_number, read_numbers
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.store import GATHERED, SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError, LabelError
 
@@ -29,10 +29,13 @@ class Tokenized(NamedTuple):
     """Over-long records that lost their end, as asked for."""
 
 
-def letter_counts(records: Iterable[Record]) -> dict[str, int]:
+def letter_counts(records: Sequence[Record]) -> dict[str, int]:
     """How often each letter or symbol occurs in all sequences together."""
-    text = "".join(record.sequence for record in records).encode("ascii")
-    counts = np.bincount(np.frombuffer(text, dtype=np.uint8), minlength=128)
+    counts = np.zeros(128, np.int64)
+    for first in range(0, len(records), GATHERED):
+        text = "".join(record.sequence for record in records[first : first + GATHERED])
+        codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+        counts += np.bincount(codes, minlength=len(counts))
     return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
 
 

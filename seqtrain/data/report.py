@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from seqtrain.data.files import file_facts
-from seqtrain.data.join import Tokenized, label_source, looks_like
+from seqtrain.data.join import Tokenized, label_source, letter_counts, looks_like
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec, is_regression
 from seqtrain.data.store import SequenceDataset
@@ -40,7 +40,7 @@ def data_report(
     """
     ids = {record.id for record in data.records}
     unused = len(table.values.keys() - ids - {reject.id for reject in data.skipped})
-    policies = tokenizer.count_policies("".join(record.sequence for record in data.records))
+    policies = tokenizer.count_policies(letter_counts(data.records))
     parts = {name: part for name, part in parts.items() if len(part)}
     return {
         "files": {name: [file_facts(p) for p in paths] for name, paths in files.items() if paths},

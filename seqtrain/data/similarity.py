@@ -46,7 +46,7 @@ def word_length(dataset: SequenceDataset) -> int:
     counted are those that make up a hundredth of the residues: a few ambiguity codes do not
     make DNA a protein.
     """
-    counts = np.bincount(dataset.tokens)
+    counts = dataset.token_counts()
     letters = max(2, int((counts >= len(dataset.tokens) / 100).sum()))
     return round(float(np.log(max(20**5, len(dataset.tokens))) / np.log(letters)))
 

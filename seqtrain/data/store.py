@@ -18,6 +18,12 @@ from seqtrain.errors import DataError
 
 STORE_FORMAT = "seqtrain-store-1"
 
+GATHERED = 2**13
+"""Records whose residues are copied at once."""
+
+COUNTED = 2**20
+"""Residues that are counted at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class SequenceDataset:
@@ -96,6 +102,13 @@ class SequenceDataset:
         """Token ids of record ``i``, a view."""
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
+    def token_counts(self) -> Int64[np.ndarray, " V"]:
+        """How often each token occurs, up to the largest that does."""
+        counts = np.zeros(256, np.int64)
+        for first in range(0, len(self.tokens), COUNTED):  # numpy takes eight bytes for each
+            counts += np.bincount(self.tokens[first : first + COUNTED], minlength=len(counts))
+        return np.trim_zeros(counts, "b")
+
     def target(self, i: int) -> Any:
         """Target of record ``i``: a number, ``(K,)`` labels, or ``(L,)`` along its residues."""
         if self.targets is None:
@@ -113,13 +126,26 @@ class SequenceDataset:
     def subset(self, indices: Int[np.ndarray, " B"] | Sequence[int]) -> "SequenceDataset":
         """A copy of these records, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        where = self.positions(chosen)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[chosen])])
-        targets = None
-        if self.targets is not None:
-            targets = self.targets[where if self.per_residue else chosen]
+        targets = self.targets
+        if targets is not None:
+            targets = self._gather(targets, chosen) if self.per_residue else targets[chosen]
         ids = [self.ids[i] for i in chosen.tolist()]
-        return SequenceDataset(ids, self.tokens[where], offsets, targets, self.per_residue)
+        tokens = self._gather(self.tokens, chosen)
+        return SequenceDataset(ids, tokens, offsets, targets, self.per_residue)
+
+    def _gather(self, values: np.ndarray, chosen: Int64[np.ndarray, " B"]) -> np.ndarray:
+        """What lies at the residues of these records.
+
+        Some records at a time: a position takes eight times the memory of a token.
+        """
+        out = np.empty(int(self.lengths[chosen].sum()), values.dtype)
+        end = 0
+        for first in range(0, len(chosen), GATHERED):
+            where = self.positions(chosen[first : first + GATHERED])
+            begin, end = end, end + len(where)
+            out[begin:end] = values[where]
+        return out
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over ids, residues and targets; the same wherever they are kept."""

@@ -135,12 +135,16 @@ class Tokenizer:
         """The letters of tokens, padding left out."""
         return "".join(self.vocab[token] for token in tokens.tolist() if token != PAD)
 
-    def count_policies(self, sequence: str) -> dict[str, int]:
-        """How many letters fell under ``gap``, ``stop``, ``ambiguous``, ``synonym``, ``other``."""
+    def count_policies(self, letters: Mapping[str, int]) -> dict[str, int]:
+        """How many letters fell under ``gap``, ``stop``, ``ambiguous``, ``synonym``, ``other``.
+
+        Args:
+            letters: How often each letter occurs, in either case.
+        """
         counts = dict.fromkeys(("gap", "stop", "ambiguous", "synonym", "other"), 0)
-        text = sequence.upper()
-        for symbol, policy in self._policies.items():
-            counts[policy] += text.count(symbol)
+        for letter, count in letters.items():
+            if policy := self._policies.get(letter.upper()):
+                counts[policy] += count
         return counts
 
     def to_dict(self) -> dict[str, str]:

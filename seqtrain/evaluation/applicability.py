@@ -44,7 +44,9 @@ class TrainingRange:
         ``1 + (L - 1) r``. Chance alone makes about the number of letters less one of it, whatever
         the length L; r, the overdispersion, takes out the growth with L that real records show.
         """
-        totals = np.bincount(train.tokens, minlength=vocab_size)[1:] + 1.0
+        totals = np.ones(vocab_size - 1)
+        counts = train.token_counts()[1:]
+        totals[: len(counts)] += counts
         shares = totals / totals.sum()
         raw = np.concatenate([_freeman_tukey(c, shares) for c in _blocks(train, vocab_size)])
         freedom = max(1, int((totals > 1).sum()) - 1)

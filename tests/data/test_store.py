@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqtrain.data import store
 from seqtrain.data.store import SequenceDataset, open_store, write_store
 from seqtrain.errors import DataError
 
@@ -52,12 +53,24 @@ def test_records_come_back_as_they_were_put_in(kind, lengths, seed):
 def test_subset_holds_the_chosen_records_in_the_order_asked_for(kind, lengths, data):
     dataset, tokens, _ = make(kind, lengths)
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=15))
-    part = dataset.subset(np.array(indices, dtype=np.int64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "GATHERED", data.draw(st.integers(1, 5)))
+        part = dataset.subset(np.array(indices, dtype=np.int64))
     assert list(part.ids) == [dataset.ids[i] for i in indices]
     for new, old in enumerate(indices):
         np.testing.assert_array_equal(part.residues(new), tokens[old])
         if kind != "none":
             np.testing.assert_array_equal(part.target(new), dataset.target(old))
+
+
+@settings(deadline=None)
+@given(lengths=ragged, at_once=st.integers(1, 7))
+def test_tokens_are_counted_however_many_at_once(lengths, at_once):
+    dataset, tokens, _ = make("none", lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "COUNTED", at_once)
+        counts = dataset.token_counts()
+    assert counts.tolist() == np.bincount(np.concatenate(tokens)).tolist()
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,6 +1,7 @@
 import json
 import string
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_refused_sequences_are_told_with_place_and_fix(alphabet, settings, text,
 
 
 def test_policies_are_counted():
-    counts = Tokenizer(DNA, other="unknown").count_policies("ACGTuu--.*NnRXE")
+    counts = Tokenizer(DNA, other="unknown").count_policies(Counter("ACGTuu--.*NnRXE"))
     assert counts == {"gap": 3, "stop": 1, "ambiguous": 3, "synonym": 2, "other": 2}
 
 
