@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqtrain.masking import lengths_to_mask
-from seqtrain.nn.attention import attend
+from seqtrain.nn.attention import _has_flash, attend
 from seqtrain.nn.layout import packed_layout, padded_layout
 
 CPU = torch.device("cpu")
@@ -77,6 +77,34 @@ def test_a_batch_without_sequences_stays_empty() -> None:
     q = torch.zeros(1, 0, HEADS, HEAD_DIM)
     layout = packed_layout(torch.tensor([], dtype=torch.int64), CPU)
     assert attend(q, q, q, layout).shape == q.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_flash_attention_gives_each_sequence_what_it_gives_alone(dtype: torch.dtype) -> None:
+    """And what float64 gives, up to its rounding."""
+    device, lengths = torch.device("cuda"), [90, 33, 7, 1]
+    layout = packed_layout(torch.tensor(lengths), device)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, 1, sum(lengths), HEADS, 16, generator=generator).to(dtype)
+    leaves = [x.to(device).requires_grad_() for x in (q, k, v)]
+    assert _has_flash(leaves[0])
+    found = attend(*leaves, layout)
+    gradients = torch.autograd.grad(found, leaves, grad.to(device))
+    begin = 0
+    for length in lengths:
+        own = slice(begin, begin + length)
+        begin += length
+        parts = [x[:, own] for x in leaves]
+        alone = attend(*parts, packed_layout(torch.tensor([length]), device))
+        assert torch.equal(found[:, own], alone)
+        exact = [x[:, own].double().requires_grad_() for x in (q, k, v)]
+        wanted = by_mask(*exact, torch.ones(1, length, dtype=torch.bool))
+        torch.testing.assert_close(found[:, own].double().cpu(), wanted, rtol=2e-2, atol=2e-2)
+        backward = torch.autograd.grad(wanted, exact, grad[:, own].double())
+        for a, b in zip(gradients, backward, strict=True):
+            torch.testing.assert_close(a[:, own].double().cpu(), b, rtol=5e-2, atol=5e-2)
 
 
 def test_in_inference_mode_as_outside() -> None:

@@ -9,10 +9,12 @@ from tiny_training import tiny_dataset
 from seqtrain.config import ENCODERS
 from seqtrain.data.batching import collate, plan_batches
 from seqtrain.data.store import SequenceDataset
+from seqtrain.training.device import autocast
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, predict_outputs, score_outputs
 
-TASKS = ["classification", "multilabel", "regression", "residue_classification"]
+TASKS = sorted(CODECS)
+CPU = torch.device("cpu")
 FORMS = ("packed", "bucketed", "random")
 
 
@@ -22,15 +24,25 @@ def order_of(form: str, dataset: SequenceDataset) -> np.ndarray:
     return index
 
 
-def training_step(form: str, encoder: str, norm: str, task: str) -> dict[str, torch.Tensor]:
-    """Loss, gradients and buffers of one batch in float64; dropout, which draws by row, is off."""
-    model, dataset = tiny_model(encoder, norm, task=task).double().train(), tiny_dataset(task)
+def training_step(
+    form: str,
+    encoder: str,
+    norm: str,
+    task: str,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device = CPU,
+    precision: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """Loss, gradients and buffers of one batch; dropout, which draws by row, is off."""
+    model, dataset = tiny_model(encoder, norm, task=task).to(device, dtype), tiny_dataset(task)
+    model.train()
     for module in model.modules():
         if hasattr(module, "p"):
             module.p = 0.0
-    batch = collate(dataset, order_of(form, dataset), packed=form == "packed")
+    batch = collate(dataset, order_of(form, dataset), packed=form == "packed").to(device)
     objective = Objective(task)
-    total, count = objective(model, batch, model(batch.tokens, batch.lengths, batch.packed))
+    with autocast(device, precision):
+        total, count = objective(model, batch, model(batch.tokens, batch.lengths, batch.packed))
     loss = total / count
     loss.backward()
     found = {"loss": loss.detach()}
@@ -51,6 +63,31 @@ def test_the_same_records_train_alike_in_every_form(encoder: str, norm: str, tas
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
         for name in (n for n in wanted if "running" in n):
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_in_single_precision_too(encoder: str) -> None:
+    """In which users train, and the kernels of the CPU run."""
+    wanted = training_step("random", encoder, "masked_batch", "classification", torch.float32)
+    for form in ("packed", "bucketed"):
+        found = training_step(form, encoder, "masked_batch", "classification", torch.float32)
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_gpu_trains_as_the_cpu_does(encoder: str, form: str, precision: torch.dtype) -> None:
+    model = (encoder, "masked_batch", "classification", torch.float32)
+    wanted = training_step(form, *model)
+    found = training_step(form, *model, torch.device("cuda"), precision)
+    tolerance = 1e-3 if precision == torch.float32 else 0.1
+    for name, value in wanted.items():
+        atol = tolerance * max(1e-2, float(value.abs().max()))
+        torch.testing.assert_close(found[name].cpu(), value, rtol=tolerance, atol=atol, msg=name)
 
 
 def test_plain_batch_norm_trains_otherwise_where_it_counts_padding() -> None:
