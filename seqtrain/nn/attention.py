@@ -103,12 +103,8 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) 
     return out
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _attend_in_grids(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """The sequences of each grid of a packed batch at once.
-
-    Never traced: each number of grids would be compiled anew.
-    """
+    """The sequences of each grid of a packed batch at once."""
     heads = q.shape[2:]
     gathered = []
     for parts in zip(*(layout.in_grids(x.flatten(2)) for x in (q, k, v)), strict=True):

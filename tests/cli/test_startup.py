@@ -51,3 +51,13 @@ load_torch()
 print(gc.get_freeze_count())
 """
     assert run(code) == "0\n"
+
+
+def test_training_loads_no_compiler_before_one_is_asked_for() -> None:
+    """Which would take a second and more: torch's, Triton's and Numba's."""
+    code = """
+import sys
+import seqtrain.build, seqtrain.pipeline
+print({"torch._dynamo", "triton", "numba"} & sys.modules.keys())
+"""
+    assert run(code) == "set()\n"

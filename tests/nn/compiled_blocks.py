@@ -3,7 +3,7 @@
 In a process of its own, because torch.compile cannot trace the shape checks of the tests. The
 backend only traces, so no compiler is needed. Prints how many graphs each block took. Attention is
 once that of a GPU in half precision, by a stand-in that reads what FlashAttention does, and once in
-grids, which are not traced and whose number is compiled anew.
+grids, each number of which is compiled anew.
 """
 
 import torch
@@ -29,13 +29,13 @@ def attend_among_numbers(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=same).transpose(1, 2)
 
 
-def number_of_graphs(encoder: str, norm: str, fullgraph: bool) -> int:
+def number_of_graphs(encoder: str, norm: str) -> int:
     """For all sizes, each of which gives what the block gives that is not compiled."""
     counters.clear()
     torch._dynamo.reset()
     block = tiny_model(encoder, norm).encoder.blocks[0]
     compiled = tiny_model(encoder, norm).encoder.blocks[0]
-    compiled.compile(dynamic=True, backend="aot_eager", fullgraph=fullgraph)
+    compiled.compile(dynamic=True, backend="aot_eager", fullgraph=True)
     for seed, lengths in enumerate(SIZES):
         layout = packed_layout(torch.tensor(lengths), torch.device("cpu"))._replace(spans=None)
         torch.manual_seed(seed)
@@ -56,11 +56,11 @@ def number_of_graphs(encoder: str, norm: str, fullgraph: bool) -> int:
 
 
 def main() -> None:
-    print("cnn", number_of_graphs("cnn", "masked_batch", fullgraph=True))
-    number_of_graphs("transformer", "layer", fullgraph=False)
+    print("cnn", number_of_graphs("cnn", "masked_batch"))
+    number_of_graphs("transformer", "layer")
     attention._has_flash = lambda x: True
     attention._attend_by_flash = attend_among_numbers
-    print("transformer", number_of_graphs("transformer", "layer", fullgraph=True))
+    print("transformer", number_of_graphs("transformer", "layer"))
 
 
 if __name__ == "__main__":
