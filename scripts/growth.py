@@ -7,6 +7,7 @@ the loaded program. Writes growth-records.png and growth-lengths.png. Ten minute
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -55,10 +56,10 @@ def load_program(folder: Path) -> None:
     import numpy as np
 
     from seqtrain.bench.synthetic import draw_dataset
-    from seqtrain.data import prepare  # noqa: F401
     from seqtrain.data.batching import collate
-    from seqtrain.evaluation import predict, writing  # noqa: F401
 
+    for module in ("data.prepare", "evaluation.predict", "evaluation.writing"):
+        importlib.import_module(f"seqtrain.{module}")
     trainer = trainer_on(draw_dataset(64), "cnn", 8192, folder)
     trainer.step([collate(trainer.train, np.arange(64), packed=True)])
 
