@@ -3,7 +3,7 @@
     python scripts/growth.py [DOCS] [--largest 1000000]
 
 Each point is a process of its own, so that its peak memory is its own; shown is what it took beyond
-the loaded program. Writes growth-records.png and growth-lengths.png. Ten minutes on one core.
+the loaded program. Writes growth-records.png and growth-lengths.png. Twenty minutes on one core.
 """
 
 import argparse
@@ -22,8 +22,6 @@ LENGTHS = (100, 316, 1_000, 3_162, 10_000, 31_623, 100_000)
 TOKENS = (2_048, 4_096, 8_192, 16_384, 32_768, 65_536)
 TOKENS_OF_LENGTHS = 100_000
 """Residues of a step at every length: many short sequences, or one long."""
-MOST_PREDICTED = 100_000
-"""Beyond it predict takes minutes, and nothing new comes."""
 LONGEST_ATTENTION = 3_162
 """Beyond it a step of the transformer takes a minute and more."""
 EMBED_DIM, NUM_LAYERS = 32, 3
@@ -193,7 +191,7 @@ def measure_all(folder: Path, largest: int) -> list[Point]:
         in_a_process("--write", str(size), "--folder", str(folder))
     asked = [
         *(("train", size) for size in sizes),
-        *(("predict", size) for size in sizes if size <= MOST_PREDICTED),
+        *(("predict", size) for size in sizes),
         *(("cnn", length) for length in LENGTHS),
         *(("transformer", length) for length in LENGTHS if length <= LONGEST_ATTENTION),
         *(("tokens", tokens) for tokens in TOKENS),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from Bio.SeqIO.FastaIO import SimpleFastaParser
 
 from seqtrain.data.files import STDIN, read_lines, shown
+from seqtrain.data.places import Places
 from seqtrain.errors import DataError, FastaError
 
 MAX_LISTED = 10
@@ -97,7 +98,7 @@ def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
     """Records of all files in order, one at a time; those that cannot be used come as rejects.
 
     ``-`` is standard input; plain, gzip, bzip2 and xz files are told apart by content. Memory
-    holds the ids seen so far and one record. A record is rejected for a blank id, an id met
+    holds one record and a bounded number of ids. A record is rejected for a blank id, an id met
     before in any of the files, an empty sequence, or a symbol that is no letter, gap or stop.
 
     Raises:
@@ -105,19 +106,19 @@ def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
     """
     sources = [str(path) for path in paths]
     refuse_repeats(sources)
-    places: dict[str, int] = {}  # id -> line and file as one number, to stay small
+    places = Places()
     for number, source in enumerate(sources):
         lines = read_lines(source, FastaError)
         for index, entry in enumerate(parse_fasta(lines, source)):
             name, description = (*entry.title.split(maxsplit=1), "", "")[:2]
             sequence = entry.text if entry.text.isalpha() else "".join(entry.text.split())
             reason = _why_not(name, sequence)
-            if name in places:
-                line, file = divmod(places[name], len(sources))
+            # Line and file as one number.
+            before = places.first(name, entry.line * len(sources) + number) if name else None
+            if before is not None:
+                line, file = divmod(before, len(sources))
                 where = "" if file == number else f" of {shown(sources[file])}"
                 reason = f"the id was used before, on line {line}{where}; ids must be unique"
-            elif name:
-                places[name] = entry.line * len(sources) + number
             if reason is None:
                 yield Record(name, description, sequence.upper(), source, entry.line, index)
             else:
