@@ -17,6 +17,7 @@ from seqtrain.training.metrics import (
     record_moments,
 )
 from seqtrain.training.objective import Objective
+from seqtrain.training.prefetch import made_ahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +58,18 @@ def predict_outputs(
     was_training = model.training
     model.eval()
     values: np.ndarray | None = None
-    loss_sum, loss_count = 0.0, 0.0
+    losses: list[Tensor] = []
     plan = plan_batches(dataset.lengths, "bucketed", max_tokens=max_tokens, shuffle=False)
-    for index in plan:
-        batch = collate(dataset, index, packed=packed).to(device)
+
+    def make(index: np.ndarray) -> list[Batch]:
+        return [collate(dataset, index, packed=packed)]
+
+    for (made,) in made_ahead(make, plan, device):
+        batch = made.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = model(batch.tokens, batch.lengths, batch.packed)
         if batch.targets is not None:
-            total, count = objective(model, batch, logits)
-            loss_sum, loss_count = loss_sum + total.item(), loss_count + count.item()
+            losses.append(torch.stack(objective(model, batch, logits)))
         read = logits.float() if as_logits else model.head.readout(logits)  # type: ignore[operator]
         rows = _rows(read, batch, objective.task).cpu().numpy()
         records = batch.index.numpy()
@@ -76,7 +80,15 @@ def predict_outputs(
         values[where] = rows
     model.train(was_training)
     assert values is not None, "a dataset holds at least one record"
-    return Outputs(values, loss_sum / loss_count if loss_count else float("nan"))
+    return Outputs(values, _mean_loss(losses))
+
+
+def _mean_loss(losses: list[Tensor]) -> float:
+    """Of sums and counts ``(2,)``, added in float64; read from the device once."""
+    if not losses:
+        return float("nan")
+    total, count = torch.stack(losses).cpu().double().sum(dim=0).tolist()
+    return total / count if count else float("nan")
 
 
 def _is_residue(task: str) -> bool:

@@ -100,6 +100,30 @@ def test_bfloat16_is_near_and_not_equal() -> None:
     assert not np.array_equal(narrow, wide)
 
 
+def test_the_loss_is_read_from_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "item", lambda _: pytest.fail("waits for the device"))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(self) or tolist(self))
+    model, dataset = tiny_model(), tiny_dataset(num_records=20)
+    predict_outputs(model, dataset, Objective("classification"), max_tokens=50)
+    assert len([read for read in reads if read.is_floating_point()]) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_gpu_says_what_the_cpu_says(task: str, packed: bool) -> None:
+    """Batches are made ahead there, in another thread and in page-locked memory."""
+    model, dataset = tiny_model(task=task), tiny_dataset(task, 20)
+    wanted = predict_outputs(model, dataset, Objective(task), max_tokens=50, packed=packed)
+    model.to("cuda")
+    found = predict_outputs(model, dataset, Objective(task), max_tokens=50, packed=packed)
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-4)
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-3)
+
+
 def test_residues_are_scored_as_scikit_learn_scores_those_not_ignored() -> None:
     task = "residue_classification"
     model, dataset = tiny_model(task=task), tiny_dataset(task, 20)
