@@ -3,6 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,23 +107,23 @@ def scan_fasta(paths: Sequence[str | Path]) -> Iterator[Record | Reject]:
     """
     sources = [str(path) for path in paths]
     refuse_repeats(sources)
-    places = Places()
-    for number, source in enumerate(sources):
-        lines = read_lines(source, FastaError)
-        for index, entry in enumerate(parse_fasta(lines, source)):
-            name, description = (*entry.title.split(maxsplit=1), "", "")[:2]
-            sequence = entry.text if entry.text.isalpha() else "".join(entry.text.split())
-            reason = _why_not(name, sequence)
-            # Line and file as one number.
-            before = places.first(name, entry.line * len(sources) + number) if name else None
-            if before is not None:
-                line, file = divmod(before, len(sources))
-                where = "" if file == number else f" of {shown(sources[file])}"
-                reason = f"the id was used before, on line {line}{where}; ids must be unique"
-            if reason is None:
-                yield Record(name, description, sequence.upper(), source, entry.line, index)
-            else:
-                yield Reject(name, reason, source, entry.line, index)
+    with closing(Places()) as places:
+        for number, source in enumerate(sources):
+            lines = read_lines(source, FastaError)
+            for index, entry in enumerate(parse_fasta(lines, source)):
+                name, description = (*entry.title.split(maxsplit=1), "", "")[:2]
+                sequence = entry.text if entry.text.isalpha() else "".join(entry.text.split())
+                reason = _why_not(name, sequence)
+                # Line and file as one number.
+                before = places.first(name, entry.line * len(sources) + number) if name else None
+                if before is not None:
+                    line, file = divmod(before, len(sources))
+                    where = "" if file == number else f" of {shown(sources[file])}"
+                    reason = f"the id was used before, on line {line}{where}; ids must be unique"
+                if reason is None:
+                    yield Record(name, description, sequence.upper(), source, entry.line, index)
+                else:
+                    yield Reject(name, reason, source, entry.line, index)
 
 
 def refuse_repeats(paths: Sequence[str | Path]) -> None:

@@ -41,6 +41,11 @@ class Places:
                 self._move_to_file()
         return known
 
+    def close(self) -> None:
+        """Remove the file."""
+        if self._file is not None:
+            self._file.close()
+
     def _may_be_in_file(self, name: str) -> bool:
         byte, bit = divmod(hash(name) % FILTER_BITS, 8)
         return bool(self._filter[byte] >> bit & 1)

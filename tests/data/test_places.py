@@ -2,6 +2,7 @@
 
 import sqlite3
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def test_the_first_place_of_each_id_is_kept(names: list[str], most: int, bits: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "IN_MEMORY", most)
         patch.setattr(places, "FILTER_BITS", max(bits, 8))
-        met = Places()
-        found = [met.first(name, place) for place, name in enumerate(names)]
+        with closing(Places()) as met:
+            found = [met.first(name, place) for place, name in enumerate(names)]
     assert found == [
         names.index(name) if name in names[:place] else None for place, name in enumerate(names)
     ]
@@ -35,9 +36,9 @@ def test_memory_does_not_grow_with_the_ids(monkeypatch: pytest.MonkeyPatch) -> N
 
     def peak(number: int) -> int:
         tracemalloc.start()
-        met = Places()
-        for place in range(number):
-            met.first(f"{place}", place)
+        with closing(Places()) as met:
+            for place in range(number):
+                met.first(f"{place}", place)
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -69,8 +70,8 @@ def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     make_file = places._make_file
     monkeypatch.setattr(places, "_make_file", make_small_file)
     monkeypatch.setattr(places, "IN_MEMORY", 2**10)
-    met = Places()
-    for place in range(2**10 - 1):
-        met.first(f"id {place}", place)
-    with pytest.raises(DataError, match=r"temporary files has no room.*full.*TMPDIR"):
-        met.first("the last that memory holds", 0)
+    with closing(Places()) as met:
+        for place in range(2**10 - 1):
+            met.first(f"id {place}", place)
+        with pytest.raises(DataError, match=r"temporary files has no room.*full.*TMPDIR"):
+            met.first("the last that memory holds", 0)
