@@ -100,7 +100,8 @@ def build_pooling(name: str, embed_dim: int) -> Pooling:
 
 def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> SequenceModel:
     """The whole model. Weights come from torch's global generator: seed it first."""
-    encoder = build_encoder(config.encoder, config.norm, tokenizer.vocab_size)
+    num_tokens = tokenizer.vocab_size + (codec.task == "mlm")  # the mask token comes last
+    encoder = build_encoder(config.encoder, config.norm, num_tokens)
     if is_residue(codec.task):
         # Its dropout would draw per position, and so depend on the padding; the encoder's does not.
         head = (

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seqtrain.data.labels import TASKS
+from seqtrain.data.corruption import MASK_FRACTION
+from seqtrain.data.labels import TASKS, is_regression, is_residue
 from seqtrain.errors import ConfigError
 
 
@@ -107,7 +108,8 @@ class DataConfig:
     test_fraction: float = 0.0
     """Share set aside for the test when neither files nor a column name one."""
     split_method: str = "stratified"
-    """How missing parts are made: ``random``, ``stratified`` or ``similarity``."""
+    """How missing parts are made: ``random``, ``stratified`` (at random where there are no labels)
+    or ``similarity``."""
 
     def __post_init__(self) -> None:
         one_of(self.overlong, "data.overlong", ("error", "truncate", "skip"))
@@ -275,18 +277,22 @@ class TaskConfig:
     """What is predicted, and how the loss counts it."""
 
     name: str | None = None
-    """``classification``, ``multilabel``, ``regression``, ``residue_classification`` or
-    ``residue_regression``; none: told from the labels."""
+    """``classification``, ``multilabel``, ``regression``, ``residue_classification``,
+    ``residue_regression`` or ``mlm`` (masked language modelling, without labels); none: told from
+    the labels."""
     pooling: str | None = None
     """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``; unused by residues."""
     head_dropout: float = HEAD_DROPOUT
     """Share of pooled channels dropped before the last layer while training."""
     label_smoothing: float = 0.0
-    """Share of each target spread over the other classes; classification tasks only."""
+    """Share of each target spread over the other classes; not for regressions."""
     class_weights: str = "none"
     """``none`` or ``balanced`` (inverse class frequency); classification tasks only."""
     loss: str = "mse"
     """Regression only: ``mse`` or ``huber``, on targets scaled to unit variance."""
+    mask_fraction: float = MASK_FRACTION
+    """Share of the letters of each training record that are hidden, others in each epoch; mlm
+    only. Evaluation always hides the same 15 %, so that scores compare."""
 
     def __post_init__(self) -> None:
         one_of(self.name, "task.name", TASKS)
@@ -295,6 +301,10 @@ class TaskConfig:
         one_of(self.loss, "task.loss", ("mse", "huber"))
         _fraction(self.head_dropout, "task.head_dropout")
         _fraction(self.label_smoothing, "task.label_smoothing")
+        if not 0 < self.mask_fraction < 1:
+            raise ConfigError(
+                f"task.mask_fraction: expected a number in (0, 1), found {self.mask_fraction}."
+            )
         if self.name is not None:
             self.check_applies(self.name)
 
@@ -305,13 +315,14 @@ class TaskConfig:
             ConfigError: a setting differs from its default and the task does not read it.
         """
         is_classes = name in ("classification", "residue_classification")
-        is_numbers, is_residue = name.endswith("regression"), name.startswith("residue")
+        is_numbers, by_residue = is_regression(name), is_residue(name)
         unread = {
             "label_smoothing": self.label_smoothing != 0 and is_numbers,
             "class_weights": self.class_weights != "none" and not is_classes,
             "loss": self.loss != "mse" and not is_numbers,
-            "pooling": self.pooling is not None and is_residue,
-            "head_dropout": self.head_dropout != HEAD_DROPOUT and is_residue,
+            "pooling": self.pooling is not None and by_residue,
+            "head_dropout": self.head_dropout != HEAD_DROPOUT and by_residue,
+            "mask_fraction": self.mask_fraction != MASK_FRACTION and name != "mlm",
         }
         for key, is_ignored in unread.items():
             if is_ignored:
@@ -357,8 +368,8 @@ class TrainerConfig:
     """Epochs without a better monitored metric before training stops; none: a third of
     ``max_epochs``, at least 5; 0: never."""
     monitor: str | None = None
-    """Metric of the validation part that picks the best checkpoint; none: mcc, macro_auroc, r2
-    or macro_f1, by the task."""
+    """Metric of the validation part that picks the best checkpoint; none: mcc, macro_auroc, r2,
+    macro_f1 or perplexity, by the task."""
     accumulate: int = 1
     """Batches whose gradients are summed before a step, weighted by what each one counts."""
     precision: str = "auto"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from seqtrain.config import RunConfig, TransformerConfig
+from seqtrain.data.labels import is_residue
 from seqtrain.training.metrics import primary_metric
 
 RECORDS_PER_BATCH = 32
@@ -55,7 +56,7 @@ def choose_settings(
     residues, mean_length = int(lengths.sum()), float(lengths.mean())
     choose("tokenizer", "alphabet", alphabet, "the letters seen")
     choose("task", "name", task, "the form of the labels")
-    if not task.startswith("residue"):
+    if not is_residue(task):
         choose("task", "pooling", "mean_max", "how much of a feature, and whether any")
     dim = _embed_dim(residues)
     choose("encoder", "embed_dim", dim, f"{residues:,} training residues")

@@ -14,6 +14,7 @@ import torch
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import package_dir
 from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
+from seqtrain.data.corruption import Corruption
 from seqtrain.data.labels import is_regression
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.defaults import Choice, choose_settings
@@ -226,7 +227,16 @@ def build_trainer(plan: Plan, run: RunDir) -> Trainer:
         data.train,
         data.valid,
         run,
+        corruption=build_corruption(config, data),
     )
+
+
+def build_corruption(config: RunConfig, data: PreparedData) -> Corruption | None:
+    """What hides residues of the training records; None for tasks that read them as they are."""
+    if data.codec.task != "mlm":
+        return None
+    fraction, seed = config.task.mask_fraction, config.trainer.seed
+    return Corruption.for_training(data.tokenizer, fraction, seed)
 
 
 def build_objective(config: RunConfig, data: PreparedData) -> Objective:

@@ -15,7 +15,7 @@ from seqtrain.build import (
 )
 from seqtrain.compose import load_config
 from seqtrain.config import ENCODERS, NORMS, POOLINGS, EncoderConfig, NormConfig, OptimConfig
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_residue
 from seqtrain.nn.heads import ClassHead, MultilabelHead, RegressionHead
 from seqtrain.nn.norms import MaskedGroupNorm, MaskedLayerNorm
 
@@ -24,6 +24,7 @@ HEADS = {
     "multilabel": MultilabelHead,
     "regression": RegressionHead,
     "residue_classification": ClassHead,
+    "mlm": ClassHead,
     "residue_regression": RegressionHead,
 }
 
@@ -82,11 +83,11 @@ def test_norms_begin_alike_so_that_arms_of_a_comparison_share_their_weights() ->
 @pytest.mark.parametrize("task", sorted(CODECS))
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_combination_is_built_and_answers(encoder: str, task: str, pooling: str) -> None:
-    is_residue = task.startswith("residue")
-    config = tiny_config(encoder, pooling=None if is_residue else pooling)
+    by_residue = is_residue(task)
+    config = tiny_config(encoder, pooling=None if by_residue else pooling)
     model = build_model(config, TOKENIZER, CODECS[task]).eval()
     assert type(model.head) is HEADS[task]
-    assert (model.pooling is None) is is_residue
+    assert (model.pooling is None) is by_residue
     tokens, lengths = draw_tokens([4, 9])
     assert model(tokens, lengths).isfinite().all()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from seqtrain.build import build_model
 from seqtrain.config import CnnConfig, EncoderConfig, NormConfig, RunConfig, TransformerConfig
 from seqtrain.data.alphabet import ALPHABETS
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_residue
 from seqtrain.data.tokenizer import PAD, Tokenizer
 from seqtrain.nn.model import SequenceModel
 
@@ -19,6 +19,7 @@ CODECS = {
     "regression": LabelCodec("regression", mean=3.0, std=2.0),
     "residue_classification": LabelCodec("residue_classification", ("h", "e", "c"), ("u",)),
     "residue_regression": LabelCodec("residue_regression", mean=3.0, std=2.0),
+    "mlm": LabelCodec.of_letters(TOKENIZER.alphabet.letters),
 }
 
 
@@ -51,7 +52,7 @@ def tiny_model(
     Heads begin with zero weights and norms as the identity, and then any padding would seem
     harmless.
     """
-    chosen = None if task.startswith("residue") else pooling
+    chosen = None if is_residue(task) else pooling
     torch.manual_seed(seed)
     model = build_model(tiny_config(encoder, norm, chosen), TOKENIZER, CODECS[task])
     generator = torch.Generator().manual_seed(seed + 1)

@@ -10,6 +10,8 @@ from tiny_models import CODECS, TOKENIZER, tiny_config
 
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.config import OptimConfig
+from seqtrain.data.corruption import Corruption
+from seqtrain.data.labels import is_residue
 from seqtrain.data.store import SequenceDataset
 from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.events import EpochEvent, StepEvent
@@ -31,8 +33,7 @@ def tiny_dataset(
     tokens = [rng.integers(1, TOKENIZER.vocab_size, size).astype(np.uint8) for size in sizes]
     targets: list[Any] = [_target(task, residues, rng) for residues in tokens]
     ids = [f"s{seed}-{i}" for i in range(len(sizes))]
-    is_residue = task.startswith("residue")
-    return SequenceDataset.from_lists(ids, tokens, targets, per_residue=is_residue)
+    return SequenceDataset.from_lists(ids, tokens, targets, per_residue=is_residue(task))
 
 
 def _target(task: str, residues: np.ndarray, rng: np.random.Generator) -> Any:
@@ -45,6 +46,10 @@ def _target(task: str, residues: np.ndarray, rng: np.random.Generator) -> Any:
         case "regression":
             return float(share * 4 + 1)
     ignored = rng.random(len(residues)) < 0.2
+    if task == "mlm":
+        return np.where(
+            ignored | (residues == TOKENIZER.vocab_size - 1), IGNORED, residues.astype(np.int64) - 1
+        )
     if task == "residue_regression":
         return np.where(ignored, np.nan, residues / 4).astype(np.float32)
     classes = (residues % 3).astype(np.int64)
@@ -84,8 +89,7 @@ def tiny_trainer(
     **settings: Any,
 ) -> Trainer:
     """A trainer as a new process would make it: everything seeded, nothing shared."""
-    is_residue = task.startswith("residue")
-    config = tiny_config(encoder, norm, None if is_residue else "mean_max")
+    config = tiny_config(encoder, norm, None if is_residue(task) else "mean_max")
     config.encoder.dropout = config.task.head_dropout = dropout
     codec = CODECS[task]
     torch.manual_seed(model_seed)
@@ -108,6 +112,7 @@ def tiny_trainer(
         tiny_dataset(task, 8, seed=1) if valid is None else valid,
         RunDir(folder),
         observers,
+        Corruption.for_training(TOKENIZER, 0.3, seed=4) if task == "mlm" else None,
     )
 
 

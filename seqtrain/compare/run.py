@@ -33,7 +33,14 @@ from seqtrain.compare.plan import (
 from seqtrain.config import config_to_dict
 from seqtrain.errors import CheckpointError
 from seqtrain.nn.model import SequenceModel
-from seqtrain.pipeline import Plan, build_objective, fingerprints, flatten, train_run
+from seqtrain.pipeline import (
+    Plan,
+    build_corruption,
+    build_objective,
+    fingerprints,
+    flatten,
+    train_run,
+)
 from seqtrain.reporting import JsonLines, TensorBoard, to_json
 from seqtrain.training.checkpoint import RunDir, RunLock, load_checkpoint, write_text
 from seqtrain.training.device import choose_device
@@ -268,10 +275,12 @@ def _measure(plan: Plan, run: RunDir) -> Result:
     outputs = predict_outputs(model, scored, objective, max_tokens=budget, packed=is_packed)
     np.save(run.path / OUTPUTS, outputs.values)
     metrics = score_outputs(outputs, scored, task, num_classes)
+    corruption = build_corruption(config, data)
+    train = data.train if corruption is None else corruption(data.train)
     padded, shares = padded_outputs(model, scored, budget, config.batching.max_sequences)
     in_training, in_evaluation = train_eval_losses(
         model,
-        data.train,
+        train,
         objective,
         batching=config.batching.kind,
         max_tokens=budget,
@@ -283,7 +292,7 @@ def _measure(plan: Plan, run: RunDir) -> Result:
         "metric": metric,
         "metrics": metrics,
         "padding_shift": {name: values.tolist() for name, values in shift.items()},
-        "running_statistics": running_statistics_error(model, data.train, budget),
+        "running_statistics": running_statistics_error(model, train, budget),
         "loss_as_in_training": in_training,
         "loss_as_in_evaluation": in_evaluation,
         "calibration_error": calibration_error(outputs, scored, task),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from seqtrain.data.labels import IGNORE
+from seqtrain.data.labels import IGNORE, is_residue
 from seqtrain.data.store import SequenceDataset
 
 Scores = dict[str, float]
@@ -27,7 +27,7 @@ def baselines(train: SequenceDataset, test: SequenceDataset, task: str) -> dict[
     """
     wanted, found = _targets(train), _targets(test)
     scores = {"majority": majority_baseline(wanted, found, task)}
-    if not task.startswith("residue"):
+    if not is_residue(task):
         scores["length_only"] = length_only_baseline(
             train.lengths, wanted, test.lengths, found, task
         )
@@ -44,7 +44,7 @@ def majority_baseline(train_targets: np.ndarray, test_targets: np.ndarray, task:
         train_targets = train_targets[~np.isnan(train_targets)]
         test_targets = test_targets[~np.isnan(test_targets)]
         task = "regression"
-    if task == "residue_classification":
+    if is_residue(task):
         train_targets = train_targets[train_targets != IGNORE]
         test_targets = test_targets[test_targets != IGNORE]
     match task:

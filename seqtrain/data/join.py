@@ -1,12 +1,14 @@
 """Records joined with their tokens and labels; whatever does not fit is told all at once."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
+from seqtrain.data.corruption import class_of
 from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
@@ -162,7 +164,8 @@ def _nothing_matches(records: Sequence[Record], table: LabelTable, labels: Seque
     if not labels:
         return (
             f"{shown(records[0].source)}: no labels. Give a table with --labels, or write "
-            f"{table.columns.label}=... into the headers."
+            f"{table.columns.label}=... into the headers; or learn the sequences themselves with "
+            "task=mlm, which needs none."
         )
     wanted = ", ".join(repr(record.id) for record in records[:3])
     found = ", ".join(map(repr, list(table.values)[:3]))
@@ -172,8 +175,25 @@ def _nothing_matches(records: Sequence[Record], table: LabelTable, labels: Seque
     )
 
 
+def refuse_labels(**given: object) -> None:
+    """Refuse what says where labels are or how they are read, for a task that has none.
+
+    Raises:
+        ConfigError: A setting of ``data``, by its name, is not empty.
+    """
+    for name, value in given.items():
+        if value:
+            text = ", ".join(map(shown, value)) if isinstance(value, list | tuple) else value
+            raise ConfigError(
+                f"data.{name}={text}: the task mlm takes no labels. Leave it out. Parts are named "
+                "by files (--valid, --test) or by split=... in the headers."
+            )
+
+
 def label_source(table: LabelTable) -> str:
     """Where labels came from, in words."""
+    if not table.columns.label:
+        return "the residues themselves"
     return _source(table, table.columns.label)
 
 
@@ -228,12 +248,17 @@ def to_dataset(
     codec: LabelCodec,
     tokenizer: Tokenizer,
 ) -> SequenceDataset:
-    """The records with their targets.
+    """The records with their targets; for mlm each residue is its own.
 
     Raises:
         LabelError: Labels are not among the classes, or of another length than the sequence: all
             are collected.
     """
+    ids = [record.id for record in data.records]
+    if codec.task == "mlm":
+        plain = SequenceDataset.from_lists(ids, data.tokens)
+        own = class_of(plain.tokens, codec.num_outputs)
+        return replace(plain, targets=own, per_residue=True)
     per_residue = is_residue(codec.task)
     targets: list[Any] = []
     bad: list[Reject] = []
@@ -248,7 +273,6 @@ def to_dataset(
             bad.append(_reject(record, f"{_where(record, table)}: {error}"))
     if bad:
         raise LabelError(reject_message(bad))
-    ids = [record.id for record in data.records]
     return SequenceDataset.from_lists(ids, data.tokens, targets, per_residue=per_residue)
 
 

@@ -110,13 +110,24 @@ def header_labels(
     for. A value with spaces stands in double quotes.
     """
     label = _attribute("label|target" if label_key == "label" else re.escape(label_key))
-    split = _attribute("split|set" if split_key == "split" else re.escape(split_key))
+    split = _split_attribute(split_key)
     rows = (
         _Row(r.id, found[1].strip('"'), _value(split, r), r.source, r.line, r.index)
         for r in records
         if (found := label.search(r.description))
     )
     return _collect(rows, "header", Columns("", label_key, split_key))
+
+
+def header_splits(records: Iterable[Record], split_key: str = "split") -> LabelTable:
+    """No labels, and the splits that headers name as in :func:`header_labels`."""
+    split = _split_attribute(split_key)
+    splits = {r.id: found for r in records if (found := _value(split, r))}
+    return LabelTable({}, {}, splits, {}, "header", Columns("", "", split_key))
+
+
+def _split_attribute(key: str) -> re.Pattern[str]:
+    return _attribute("split|set" if key == "split" else re.escape(key))
 
 
 def _attribute(key: str) -> re.Pattern[str]:

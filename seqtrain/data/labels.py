@@ -18,6 +18,7 @@ TASKS = (
     "regression",
     "residue_classification",
     "residue_regression",
+    "mlm",
 )
 
 IGNORE: int = -100
@@ -39,7 +40,7 @@ def read_number(text: str) -> float | None:
 
 def is_residue(task: str) -> bool:
     """Whether there is a prediction for each residue, not for each record."""
-    return task.startswith("residue")
+    return task in ("residue_classification", "residue_regression", "mlm")
 
 
 def is_regression(task: str) -> bool:
@@ -129,6 +130,8 @@ class LabelCodec:
     def fit(cls, task: str, values: Iterable[str], ignore: Sequence[str] = ()) -> "LabelCodec":
         """The codec of training labels. Classes are sorted, by value when all are numbers.
 
+        Of any task but ``mlm``, which has no labels: see :meth:`of_letters`.
+
         Names of a multi-label cell are separated by ``|``, ``;`` or ``,``: by the first of these
         that occurs in any cell.
 
@@ -154,6 +157,11 @@ class LabelCodec:
             )
         return cls(task, tuple(classes), tuple(ignore), separator=separator)
 
+    @classmethod
+    def of_letters(cls, letters: str) -> "LabelCodec":
+        """The codec of masked language modelling: the classes are the letters themselves."""
+        return cls("mlm", tuple(letters), ignore=("-",))
+
     @property
     def num_outputs(self) -> int:
         """Width of the head: the number of classes, or 1."""
@@ -176,8 +184,9 @@ class LabelCodec:
         Returns:
             For classification the index of the class; for regression the number, not scaled;
             for multilabel 0 or 1 for each class; for residue_classification the index of the
-            class of each residue, ``IGNORE`` where the label is ignored; for residue_regression
-            the number of each residue, NaN where there is none, float32.
+            class of each residue, ``IGNORE`` where the label is ignored, and likewise for mlm of
+            each letter; for residue_regression the number of each residue, NaN where there is
+            none, float32.
 
         Raises:
             LabelError: A label is none of the classes, or no number.
@@ -257,7 +266,7 @@ class LabelCodec:
 def _check_task(task: str, ignore: Sequence[str]) -> None:
     if task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {task!r}.")
-    if ignore and (task == "classification" or is_regression(task)):
+    if ignore and (task in ("classification", "mlm") or is_regression(task)):
         raise ConfigError(f"data.ignore_labels has no use in {task}; leave it empty.")
     if task == "residue_classification" and (long := [x for x in ignore if len(x) != 1]):
         raise ConfigError(f"data.ignore_labels: residue labels are one letter, found {long[0]!r}.")

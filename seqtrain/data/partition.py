@@ -81,11 +81,11 @@ def complete_parts(
     Args:
         given: Parts so far.
         data: The records and their tokens.
-        labels: Label text of each record.
+        labels: Label text of each record; empty where the task has none.
         codec: Fitted on all labels of train, as it stands in ``given``.
         valid_fraction: Share of train for validation, if that is empty.
         test_fraction: Share of train for the test, if that is empty.
-        method: ``stratified``, ``random`` or ``similarity``.
+        method: ``stratified`` (at random where there are no labels), ``random`` or ``similarity``.
         seed: Decides which records move.
 
     Raises:
@@ -123,9 +123,12 @@ def _divide(
 ) -> Partition:
     """A part for every record of train, and the rule."""
     fractions = (1 - shares["valid"] - shares["test"], shares["valid"], shares["test"])
+    is_labelled = codec.task != "mlm"
     match method:
         case "random":
             parts, rule = random_split(len(labels), fractions, seed), "at random"
+        case "stratified" if not is_labelled:
+            parts, rule = random_split(len(labels), fractions, seed), "at random, without labels"
         case "stratified":
             groups = _groups(labels, codec)
             parts, rule = stratified_split(groups, fractions, seed), strata(groups).rule
@@ -135,7 +138,8 @@ def _divide(
         case _:
             expected = "stratified, random or similarity"
             raise ConfigError(f"data.split_method: expected {expected}, found {method!r}.")
-    if not is_regression(codec.task) and (lone := _lone(parts, labels, codec)):
+    has_classes = is_labelled and not is_regression(codec.task)
+    if has_classes and (lone := _lone(parts, labels, codec)):
         parts[lone] = "train"
         rule += f" ({len(lone)} back in train, which lacked their class)"
     return Partition(parts, rule)

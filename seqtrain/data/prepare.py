@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
+from seqtrain.data.corruption import Corruption
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
 from seqtrain.data.join import (
@@ -15,10 +17,11 @@ from seqtrain.data.join import (
     label_source,
     looks_like,
     read_records,
+    refuse_labels,
     to_dataset,
     tokenize,
 )
-from seqtrain.data.label_table import LabelTable
+from seqtrain.data.label_table import LabelTable, header_splits
 from seqtrain.data.labels import LabelCodec, infer_task
 from seqtrain.data.partition import complete_parts, given_parts
 from seqtrain.data.report import data_report
@@ -39,7 +42,9 @@ class PreparedData:
     """Everything that training needs to know about the data."""
 
     train: SequenceDataset
+    """Of mlm with all its residues to be seen: training hides others in each epoch."""
     valid: SequenceDataset
+    """Of mlm with some residues hidden, as is ``test``; see :mod:`seqtrain.data.corruption`."""
     test: SequenceDataset | None
     """None when neither files, a column nor a fraction made one."""
     tokenizer: Tokenizer
@@ -83,11 +88,12 @@ def prepare_data(
         train: FASTA files; ``-`` is standard input.
         valid: FASTA files for validation.
         test: FASTA files for the test.
-        labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
+        labels: Label tables or labels FASTA files; none: ``label=...`` in the headers. The task
+            mlm has none, and takes splits from files or headers alone.
         id_column: Column of ids; none: found by name, as are the next two.
         label_column: Column, or header key, of labels.
         split_column: Column, or header key, of splits.
-        task: One of ``TASKS``; none: told from the labels.
+        task: One of ``TASKS``; none: told from the labels, and never mlm.
         alphabet: ``protein``, ``dna`` or ``rna``; none: told from all letters.
         ambiguous: What an ambiguity code becomes; for this and the next three see ``Tokenizer``.
         gap: What a gap becomes.
@@ -98,7 +104,8 @@ def prepare_data(
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
         valid_fraction: Share of train for validation.
         test_fraction: Share of train for the test.
-        split_method: ``stratified``, ``random`` or ``similarity``.
+        split_method: ``stratified`` (at random where there are no labels), ``random`` or
+            ``similarity``.
         seed: Decides which records are taken.
 
     Raises:
@@ -109,6 +116,13 @@ def prepare_data(
     """
     if not train:
         raise DataError("There is no training file; name one with --train.")
+    if task == "mlm":
+        refuse_labels(
+            labels=labels,
+            id_column=id_column,
+            label_column=label_column,
+            ignore_labels=ignore_labels,
+        )
     files = {"train": list(train), "valid": list(valid), "test": list(test)}
     paths = [path for part in files.values() for path in part]
     refuse_repeats([*paths, *labels])
@@ -123,30 +137,37 @@ def prepare_data(
         }
     )
     data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
-    table = join_labels(
-        data.records,
-        labels,
-        id_column=id_column,
-        label_column=label_column,
-        split_column=split_column,
-    )
-    values = [table.values[record.id] for record in data.records]
+    if task == "mlm":
+        table = header_splits(data.records, split_column or "split")
+    else:
+        table = join_labels(
+            data.records,
+            labels,
+            id_column=id_column,
+            label_column=label_column,
+            split_column=split_column,
+        )
+    values = [table.values.get(record.id, "") for record in data.records]
     chosen_task = task or infer_task(values, table.kind)
     check_labels(data.records, table, chosen_task)
     given = given_parts(data.records, table, files)
+    fit = partial(_fit, chosen_task, values, ignore_labels, table, tokenizer)
     partition = complete_parts(
         given,
         data,
         values,
-        _fit(chosen_task, values, given.parts, ignore_labels, table),
+        fit(given.parts),
         valid_fraction=valid_fraction,
         test_fraction=test_fraction,
         method=split_method,
         seed=seed,
     )
-    codec = _fit(chosen_task, values, partition.parts, ignore_labels, table)
+    codec = fit(partition.parts)
     whole = to_dataset(data, table, codec, tokenizer)
     parts = {name: whole.subset(np.flatnonzero(partition.parts == name)) for name in SPLITS}
+    if codec.task == "mlm":
+        hide = Corruption.for_evaluation(tokenizer)
+        parts |= {name: hide(parts[name]) for name in ("valid", "test")}
     how = {
         "alphabet": "given" if alphabet else "told from the letters",
         "task": "given" if task else "told from the labels",
@@ -170,11 +191,14 @@ def prepare_data(
 def _fit(
     task: str,
     values: Sequence[str],
-    parts: Shaped[np.ndarray, " N"],
     ignore: Sequence[str],
     table: LabelTable,
+    tokenizer: Tokenizer,
+    parts: Shaped[np.ndarray, " N"],
 ) -> LabelCodec:
-    """The codec of the training labels."""
+    """The codec of the training labels, or of the letters."""
+    if task == "mlm":
+        return LabelCodec.of_letters(tokenizer.alphabet.letters)
     train = [values[i] for i in np.flatnonzero(parts == "train").tolist()]
     try:
         codec = LabelCodec.fit(task, train, ignore)
@@ -201,6 +225,8 @@ def read_for_model(
 ) -> SequenceDataset:
     """Labelled records in input order, as a trained model takes them.
 
+    Those of mlm have no labels, and some of their residues hidden: the same ones for every model.
+
     Args:
         paths: FASTA files; ``-`` is standard input.
         tokenizer: The model's.
@@ -215,7 +241,10 @@ def read_for_model(
         FastaError: A file or some of its records cannot be used.
         LabelError: Labels are missing, or are none that the model knows.
         DataError: The sequences are of another alphabet than the model's.
+        ConfigError: Labels are given where the model's task has none.
     """
+    if codec.task == "mlm":
+        refuse_labels(labels=labels, id_column=id_column, label_column=label_column)
     refuse_repeats([*paths, *labels])
     records, rejects = read_records(paths)
     data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
@@ -225,6 +254,9 @@ def read_for_model(
             f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
             "trained on protein sequences."
         )
+    if codec.task == "mlm":
+        whole = to_dataset(data, header_splits(data.records), codec, tokenizer)
+        return Corruption.for_evaluation(tokenizer)(whole)
     table = join_labels(data.records, labels, id_column=id_column, label_column=label_column)
     check_labels(data.records, table, codec.task)
     return to_dataset(data, table, codec, tokenizer)

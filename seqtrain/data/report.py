@@ -104,7 +104,7 @@ def _warnings(
     if data.truncated:
         warnings.append(f"{len(data.truncated)} over-long records lost their end")
     for label in codec.ignore:
-        if not any(label in value for value in table.values.values()):
+        if table.values and not any(label in value for value in table.values.values()):
             warnings.append(f"data.ignore_labels: {label!r} occurs in no label")
     looks = looks_like(data.records)
     if tokenizer.alphabet.name == "protein" != looks:

@@ -15,6 +15,7 @@ from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
 from seqtrain.training.metrics import (
+    HIGHER_IS_BETTER,
     ConfusionCounts,
     primary_metric,
     record_confusions,
@@ -149,19 +150,34 @@ def _intervals(
     else:
         counts = residue_counts(outputs.values, dataset, task, num_classes)
         found = intervals(task, counts, None)
-        if task == "residue_classification":
-            record_losses = residue_losses(outputs.values, dataset)
+    if task == "mlm":
+        confusions = _confusions(outputs.values, dataset, num_classes)
+        found |= intervals("residue_classification", confusions, None)
+    if task == "residue_classification":
+        record_losses = residue_losses(outputs.values, dataset)
     losses = {} if record_losses is None else intervals("loss", record_losses, None)
     return {**losses, **found}
 
 
 def residue_counts(
     values: Float[np.ndarray, "R ..."], dataset: SequenceDataset, task: str, num_classes: int
-) -> Float[np.ndarray, "N 8"] | Int64[np.ndarray, "N K K"]:
-    """What the residues of each record add to the metrics: confusion counts, or sums of errors."""
+) -> Float[np.ndarray, "N 2"] | Float[np.ndarray, "N 8"] | Int64[np.ndarray, "N K K"]:
+    """What the residues of each record add to the metrics, as the statistics take it.
+
+    Confusion counts, sums of errors, or for mlm log-likelihoods, which its primary metric needs.
+    """
     assert dataset.targets is not None
     if task == "residue_regression":
         return record_moments(values, dataset.targets, dataset.offsets)
+    if task == "mlm":
+        return residue_losses(values, dataset)
+    return _confusions(values, dataset, num_classes)
+
+
+def _confusions(
+    values: Float[np.ndarray, "R K"], dataset: SequenceDataset, num_classes: int
+) -> Int64[np.ndarray, "N K K"]:
+    assert dataset.targets is not None
     predictions = values.argmax(axis=1)
     return record_confusions(predictions, dataset.targets, dataset.offsets, num_classes)
 
@@ -177,7 +193,8 @@ def residue_losses(
     record = np.repeat(np.arange(len(dataset)), dataset.lengths)[rows]
     losses = -np.log(np.maximum(chosen, np.finfo(np.float32).eps))
     sums = np.bincount(record, weights=losses, minlength=len(dataset))
-    return np.stack([sums, np.bincount(record, minlength=len(dataset))], axis=1)
+    counts = np.bincount(record, minlength=len(dataset))
+    return np.stack([sums, counts], axis=1).astype(np.float64)  # sums of nothing are integers
 
 
 def _by_length(
@@ -212,6 +229,12 @@ def _baselines(
         mean = Outputs(np.full(len(dataset.tokens), training.targets[0]), float("nan"))
         scores = score_outputs(mean, dataset, task, 1)
         return {"majority": {name: value for name, value in scores.items() if name != "loss"}}
+    if task == "mlm":
+        # As if each letter had been seen once more, so that none is impossible.
+        frequencies = (training.targets + 1) / (training.targets + 1).sum()
+        shape = (len(dataset.tokens), len(frequencies))
+        unigram = Outputs(np.broadcast_to(frequencies.astype(np.float32), shape), float("nan"))
+        return {"unigram": score_outputs(unigram, dataset, task, len(frequencies))}
     if dataset.per_residue:
         counts = ConfusionCounts(len(training.targets))
         commonest = np.full(len(dataset.tokens), int(training.targets.argmax()))
@@ -234,7 +257,7 @@ def alarms(
     """Sentences on what makes a result worthless, however good it looks; none if all is well.
 
     Constant predictions; and a primary metric no better than that of a baseline that does not
-    read the sequence.
+    read the sequence. One that is not defined, as where nothing was asked for, is no better.
     """
     found = []
     values = outputs.values
@@ -244,8 +267,9 @@ def alarms(
             "every prediction is the same: the model has learnt nothing from the sequences"
         )
     name = primary_metric(task)
+    sign = 1 if HIGHER_IS_BETTER[name] else -1
     for baseline, scores in baselines.items():
-        if name in scores and not metrics[name] > scores[name]:
+        if name in scores and not sign * metrics[name] > sign * scores[name]:
             found.append(
                 f"{name} {metrics[name]:.3f} is no better than the {baseline.replace('_', '-')} "
                 f"baseline's {scores[name]:.3f}"

@@ -6,12 +6,13 @@ whole clusters are resampled, because similar sequences are not independent eith
 Everywhere, ``task`` says what the arrays hold:
     ``classification``, ``multilabel``, ``regression``: outputs and targets of each record, as
         ``training.metrics.compute_metrics`` takes them.
-    ``residue_classification``, ``mlm``: outputs are the confusion counts ``(N, K, K)`` of each
-        record, rows are targets (``training.metrics.record_confusions``); targets are None.
+    ``residue_classification``: outputs are the confusion counts ``(N, K, K)`` of each record, rows
+        are targets (``training.metrics.record_confusions``); targets are None.
     ``residue_regression``: outputs are the sums ``(N, 8)`` of each record
         (``training.metrics.record_moments``); targets are None.
     ``loss``: outputs are the sum of losses and the count they are over, ``(N, 2)`` float; targets
         are None. Any task's loss, for records of any number of residues.
+    ``mlm``: the same, of negative log-likelihoods: there is a perplexity too.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from seqtrain.training.metrics import (
     WeightedMetrics,
     confusion_metrics,
     moment_metrics,
+    perplexity_metrics,
     ratio_metric,
     weighted_metrics,
 )
@@ -205,6 +207,8 @@ def minimum_detectable_difference(
 def _record_metrics(task: str, outputs: np.ndarray, targets: np.ndarray | None) -> WeightedMetrics:
     if task == "loss":
         return ratio_metric("loss", outputs)
+    if task == "mlm":
+        return perplexity_metrics(outputs)
     if task == "residue_regression":
         return moment_metrics(outputs)
     if targets is None:

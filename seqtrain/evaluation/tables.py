@@ -152,6 +152,11 @@ class Table:
                 yield f"{name}: probabilities, {self.calibration}"
             case "residue_regression":
                 yield "prediction: value of each residue in the target's unit"
+            case "mlm" if self.extra:
+                yield "prediction: most probable letter of each residue"
+                yield "those in target were hidden"
+            case "mlm":
+                yield "prediction: most probable letter of each residue, with none hidden"
             case _:
                 yield "prediction: most probable class of each residue"
         if self.num_members > 1:

@@ -12,6 +12,7 @@ _PIPELINES = {
     "multilabel": "text-classification",
     "residue_classification": "token-classification",
     "residue_regression": "token-classification",
+    "mlm": "fill-mask",
 }
 
 
@@ -62,9 +63,12 @@ def _purpose(loaded: LoadedRun) -> str:
         "regression": f"one number, {unit}",
         "residue_regression": f"one number for each residue, {unit}",
         "residue_classification": f"one of {len(codec.classes)} classes for each residue",
+        "mlm": "the letter of each residue, also where it is hidden: token "
+        f"{loaded.tokenizer.vocab_size}",
     }
+    title = "masked_language_model" if codec.task == "mlm" else codec.task
     lines = [
-        f"# {codec.task.replace('_', ' ').capitalize()} of {alphabet} sequences",
+        f"# {title.replace('_', ' ').capitalize()} of {alphabet} sequences",
         "",
         f"Reads {alphabet} sequences of any length and predicts {answers[codec.task]}. "
         f"The encoder is a {config.encoder.name} with {config.encoder.embed_dim} channels and "

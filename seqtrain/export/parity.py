@@ -8,7 +8,7 @@ import torch
 
 from seqtrain.data.batching import collate
 from seqtrain.data.fasta import read_fasta
-from seqtrain.data.labels import LabelCodec
+from seqtrain.data.labels import LabelCodec, is_residue
 from seqtrain.data.store import SequenceDataset
 from seqtrain.evaluation.predict import Predictor
 from seqtrain.export.program import Runner
@@ -76,9 +76,8 @@ def _run_all(run: Runner, dataset: SequenceDataset, codec: LabelCodec) -> list[n
         batch = collate(dataset, np.arange(start, min(start + BATCH_RECORDS, len(dataset))))
         lengths = batch.lengths.numpy()
         results = run(batch.tokens.numpy(), lengths)
-        is_residue = codec.task.startswith("residue")
         found += [
-            np.asarray(values[:length] if is_residue else values)
+            np.asarray(values[:length] if is_residue(codec.task) else values)
             for values, length in zip(results, lengths.tolist(), strict=True)
         ]
     return found

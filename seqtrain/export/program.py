@@ -140,6 +140,7 @@ def program_metadata(loaded: LoadedRun) -> dict[str, str]:
     """What a user without seqtrain needs to make tokens and to name results; JSON in the values."""
     tokenizer = loaded.tokenizer
     letters, dropped = _letters(tokenizer)
+    mask = {"mask": str(tokenizer.vocab_size)} if loaded.codec.task == "mlm" else {}
     return {
         "seqtrain": seqtrain.__version__,
         "task": loaded.codec.task,
@@ -147,6 +148,7 @@ def program_metadata(loaded: LoadedRun) -> dict[str, str]:
         "letters": json.dumps(letters),
         "dropped": dropped,
         "pad": str(PAD),
+        **mask,
         "classes": json.dumps(loaded.codec.classes),
         "output": output_name(loaded.codec),
         "calibration": calibration_words([loaded.calibration]),

@@ -100,7 +100,7 @@ def fit_temperature(
     that is nothing; but where a small part holds no error, likelihood alone would want T = 0.
 
     Args:
-        task: ``classification``, ``residue_classification`` or ``multilabel``.
+        task: ``classification``, ``residue_classification``, ``mlm`` or ``multilabel``.
         logits: One row per record, or per residue.
         targets: Classes, below 0 where one does not count; for multi-label 0 or 1.
     """

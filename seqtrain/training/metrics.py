@@ -19,7 +19,7 @@ Definitions, each after scikit-learn where it has one:
         that have both positives and negatives.
     r2, pearson, spearman, rmse, mae: In the target's unit; spearman with mid-ranks for ties.
         Residues: over all that have a target, without spearman, whose ranks do not add up.
-    perplexity: exp(loss).
+    perplexity: exp(loss); guessing among so many equally likely letters does as well.
 
 A metric that is not defined is NaN, without a warning: mcc, auroc and auprc when the targets hold
 one class only, r2 when they are constant, a correlation when either side is constant, everything
@@ -192,6 +192,21 @@ def ratio_metric(name: str, sums_and_counts: Float[np.ndarray, "N 2"]) -> Weight
         return {name: total / count}
 
     return _join([metrics])
+
+
+def perplexity_metrics(sums_and_counts: Float[np.ndarray, "N 2"]) -> WeightedMetrics:
+    """``loss`` and ``perplexity`` as a function of how often records count.
+
+    Args:
+        sums_and_counts: Negative log-likelihood of each record's residues, and their number.
+    """
+    loss = ratio_metric("loss", sums_and_counts)
+
+    def metrics(counts: Counts) -> dict[str, PerDraw]:
+        values = loss(counts)
+        return values | {"perplexity": np.exp(values["loss"])}
+
+    return metrics
 
 
 def record_confusions(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.labels import IGNORE, is_residue
 from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.device import autocast
@@ -73,9 +74,9 @@ def predict_outputs(
         read = logits.float() if as_logits else model.head.readout(logits)  # type: ignore[operator]
         rows = _rows(read, batch, objective.task).cpu().numpy()
         records = batch.index.numpy()
-        where = dataset.positions(records) if _is_residue(objective.task) else records
+        where = dataset.positions(records) if is_residue(objective.task) else records
         if values is None:
-            size = len(dataset.tokens) if _is_residue(objective.task) else len(dataset)
+            size = len(dataset.tokens) if is_residue(objective.task) else len(dataset)
             values = np.empty((size, *rows.shape[1:]), np.float32)
         values[where] = rows
     model.train(was_training)
@@ -91,13 +92,9 @@ def _mean_loss(losses: list[Tensor]) -> float:
     return total / count if count else float("nan")
 
 
-def _is_residue(task: str) -> bool:
-    return task.startswith("residue")
-
-
 def _rows(readout: Tensor, batch: Batch, task: str) -> Tensor:
     """One row per record, or per real residue."""
-    return readout[batch.mask] if _is_residue(task) else readout
+    return readout[batch.mask] if is_residue(task) else readout
 
 
 def score_outputs(
@@ -110,9 +107,10 @@ def score_outputs(
         moments = record_moments(outputs.values, dataset.targets, ends)
         values = moment_metrics(moments)(np.ones((1, 1)))
         return {"loss": outputs.loss, **{name: float(value[0]) for name, value in values.items()}}
-    if _is_residue(task):
+    if task == "residue_classification":
         counts = ConfusionCounts(num_classes)
         counts.update(outputs.values.argmax(axis=1), dataset.targets)
         return {"loss": outputs.loss, **counts.metrics()}
-    metrics = compute_metrics(task, outputs.values, dataset.targets, num_classes)
+    rows = slice(None) if task != "mlm" else np.flatnonzero(dataset.targets != IGNORE)
+    metrics = compute_metrics(task, outputs.values[rows], dataset.targets[rows], num_classes)
     return {"loss": outputs.loss, **metrics}

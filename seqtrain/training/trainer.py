@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.corruption import Corruption
 from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import CheckpointError, TrainingError
 from seqtrain.nn.model import SequenceModel
@@ -89,6 +90,8 @@ class Trainer:
         valid: Labelled records that choose the best checkpoint.
         run: Where checkpoints go.
         observers: Those who are told.
+        corruption: Hides residues of the training records, others in each epoch; None: training
+            reads them as they are.
     """
 
     def __init__(
@@ -101,10 +104,11 @@ class Trainer:
         valid: SequenceDataset,
         run: RunDir,
         observers: Sequence[Observer] = (),
+        corruption: Corruption | None = None,
     ):
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.settings, self.train, self.valid = settings, train, valid
-        self.run, self.observers = run, observers
+        self.run, self.observers, self.corruption = run, observers, corruption
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.steps_per_epoch = -(-len(self._plan(0)) // settings.accumulate)
@@ -174,8 +178,15 @@ class Trainer:
                 self._save_if_due()
 
     def _collate(self, group: Sequence[np.ndarray]) -> list[Batch]:
+        return [self._batch(index) for index in group]
+
+    def _batch(self, index: np.ndarray) -> Batch:
         packed = self.settings.batching == "packed"
-        return [collate(self.train, index, packed=packed) for index in group]
+        if self.corruption is None:
+            return collate(self.train, index, packed=packed)
+        hidden = self.corruption(self.train.subset(index), self.progress.epoch)
+        batch = collate(hidden, np.arange(len(index)), packed=packed)
+        return replace(batch, index=torch.from_numpy(index)[batch.index])
 
     def _save_if_due(self) -> None:
         waited = time.monotonic() - self._since_save

@@ -57,8 +57,8 @@ def tiny_comparison_of(folder: Path, task: str, encoder: str) -> Comparison:
             file.writelines(residues)
     (folder / "labels.tsv").write_text("\n".join(table) + "\n")
     values = {f"data.{p}": [str(folder / f"{p}.fasta")] for p in ("train", "valid", "test")}
-    labels = "labels.fasta" if task.startswith("residue") else "labels.tsv"
-    values["data.labels"] = [str(folder / labels)]
+    labels = "labels.fasta" if task == "residue_classification" else "labels.tsv"
+    values["data.labels"] = [] if task == "mlm" else [str(folder / labels)]
     chosen = [o for o in OVERRIDES if encoder == "cnn" or "dilation" not in o]
     plan = plan_run(
         load_config("config", [*chosen, f"encoder={encoder}", f"task={task}"], values=values)

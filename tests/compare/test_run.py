@@ -189,6 +189,7 @@ def test_an_arm_that_saw_other_batches_does_not_count(finished: tuple[Comparison
     [
         ("regression", "transformer", "r2"),
         ("residue_classification", "cnn", "macro_f1"),
+        ("mlm", "cnn", "perplexity"),
     ],
 )
 def test_other_tasks_and_encoders_are_compared_too(
@@ -205,7 +206,7 @@ def test_other_tasks_and_encoders_are_compared_too(
     assert analysis.contrasts[0].difference.value == pytest.approx(score[1] - score[0], abs=1e-6)
     assert max(map(worst_shift, results)) < 1e-4
     assert np.isfinite(statistics_error(results[0]))
-    is_class = task == "residue_classification"
+    is_class = task in ("residue_classification", "mlm")
     assert np.isfinite([r["calibration_error"] or np.nan for r in results]).all() == is_class
     write_report(analysis, tmp_path)
 

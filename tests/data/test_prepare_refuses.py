@@ -66,7 +66,8 @@ def test_labels_that_match_no_record_show_both_kinds_of_id(folder):
 def test_missing_labels_altogether_are_asked_for(folder):
     train = folder.fasta("a.fa", peptides(5))
     assert error_of(LabelError, train=[train]) == (
-        f"{train}: no labels. Give a table with --labels, or write label=... into the headers."
+        f"{train}: no labels. Give a table with --labels, or write label=... into the headers; "
+        "or learn the sequences themselves with task=mlm, which needs none."
     )
 
 

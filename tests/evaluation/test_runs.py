@@ -25,7 +25,8 @@ def test_outputs_that_are_not_finite_are_not_scored_and_the_first_record_is_name
         "multilabel": np.eye(3, dtype=np.float32)[1],
         "regression": 0.5,
     }
-    residues = {"residue_classification": np.int64, "residue_regression": np.float32}
+    residues = {"residue_regression": np.float32}
+    residues |= dict.fromkeys(("residue_classification", "mlm"), np.int64)
     targets = [
         np.ones(len(each), residues[task]) if task in residues else labels[task] for each in tokens
     ]

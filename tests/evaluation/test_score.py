@@ -39,13 +39,14 @@ def random_outputs(dataset: SequenceDataset, task: str, seed: int = 0) -> Output
     if task == "residue_regression":
         values = np.nan_to_num(dataset.targets) + rng.normal(size=len(dataset.targets))
         return Outputs(values.astype(np.float32), 0.5)
-    raw = rng.random((len(dataset.targets), 3)) + np.eye(3)[dataset.targets.clip(min=0)]
+    size = len(CODECS[task].classes)
+    raw = rng.random((len(dataset.targets), size)) + np.eye(size)[dataset.targets.clip(min=0)]
     return Outputs((raw / raw.sum(axis=1, keepdims=True)).astype(np.float32), 0.5)
 
 
 def scored(task: str, num_records: int = 60, **options: Any) -> tuple[Evaluation, Any, Any]:
     dataset = tiny_dataset(task, num_records, seed=5)
-    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), 3)
+    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), CODECS[task].num_outputs)
     outputs = random_outputs(dataset, task)
     names = CODECS[task].classes
     found = evaluate(outputs, dataset, task, names, training, num_draws=200, **options)
@@ -61,7 +62,7 @@ def test_the_json_has_the_shape_of_the_contract(task: str) -> None:
     for metric in said["metrics"].values():
         assert set(metric) == {"value", "low", "high"}
         assert metric["low"] <= metric["value"] <= metric["high"]
-    assert "majority" in said["baselines"]
+    assert ("unigram" if task == "mlm" else "majority") in said["baselines"]
     assert said["classes"] == list(CODECS[task].classes)
 
 
@@ -108,6 +109,47 @@ def test_residues_count_alike_and_records_are_drawn() -> None:
     assert commonest == pytest.approx((truth == majority).mean())
 
 
+def test_perplexity_is_that_of_the_letters_asked_for() -> None:
+    found, dataset, outputs = scored("mlm")
+    asked = [(i, int(t)) for i, t in enumerate(dataset.targets) if t != IGNORED]
+    surprise = [-np.log(float(outputs.values[i, t])) for i, t in asked]
+    assert 0 < len(asked) < len(dataset.targets)
+    assert found.metrics["loss"].value == pytest.approx(np.mean(surprise), rel=1e-5)
+    assert found.metrics["perplexity"].value == pytest.approx(np.exp(np.mean(surprise)), rel=1e-5)
+    right = np.mean([outputs.values[i].argmax() == t for i, t in asked])
+    assert found.metrics["accuracy"].value == pytest.approx(right)
+    counts = np.ones(20)
+    training = tiny_dataset("mlm", 80, seed=6).targets
+    assert training is not None
+    for target in training[training >= 0].tolist():
+        counts[target] += 1
+    by_frequency = [np.log(counts.sum() / counts[t]) for _, t in asked]
+    unigram = found.baselines["unigram"]
+    assert unigram["perplexity"] == pytest.approx(np.exp(np.mean(by_frequency)), rel=1e-5)
+    commonest = np.mean([t == counts.argmax() for _, t in asked])
+    assert unigram["accuracy"] == pytest.approx(commonest)
+
+
+def test_records_in_which_no_letter_is_asked_for_count_for_nothing() -> None:
+    dataset = tiny_dataset("mlm", 12, seed=5)
+    outputs = random_outputs(dataset, "mlm")
+    assert dataset.targets is not None
+    spared = np.array([1, 4])
+    dataset.targets[dataset.positions(spared)] = IGNORED
+    rest = np.setdiff1d(np.arange(12), spared)
+    part = Outputs(outputs.values[dataset.positions(rest)], float("nan"))
+    classes = CODECS["mlm"].classes
+    found = evaluate(outputs, dataset, "mlm", classes, num_draws=20)
+    wanted = evaluate(part, dataset.subset(rest), "mlm", classes, num_draws=20)
+    for name, interval in wanted.metrics.items():
+        assert found.metrics[name].value == pytest.approx(interval.value), name
+    dataset.targets[:] = IGNORED
+    training = TrainingPart.of(tiny_dataset("mlm", 80, seed=6), 20)
+    nothing = evaluate(outputs, dataset, "mlm", classes, training, num_draws=5)
+    assert all(np.isnan(interval.value) for interval in nothing.metrics.values())
+    json.loads(to_json(nothing.to_dict()))
+
+
 def test_numbers_of_residues_are_pooled_and_those_without_a_target_left_out() -> None:
     task = "residue_regression"
     found, dataset, outputs = scored(task)
@@ -145,7 +187,7 @@ def test_bins_of_lengths_partition_the_records_and_score_each_part(task: str) ->
             (dataset.lengths >= bin_["shortest"]) & (dataset.lengths <= bin_["longest"])
         )
         assert len(chosen) == bin_["n"]
-        if task == "residue_classification":
+        if task in ("residue_classification", "mlm"):
             where = dataset.positions(chosen)
             where = where[dataset.targets[where] >= 0]
             right = outputs.values[where].argmax(axis=1) == dataset.targets[where]
@@ -162,7 +204,7 @@ def test_bins_of_lengths_partition_the_records_and_score_each_part(task: str) ->
 def test_one_record_is_evaluated(task: str) -> None:
     dataset = tiny_dataset(task, lengths=[1], seed=2)
     outputs = random_outputs(dataset, task)
-    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), 3)
+    training = TrainingPart.of(tiny_dataset(task, 80, seed=6), CODECS[task].num_outputs)
     found = evaluate(outputs, dataset, task, CODECS[task].classes, training, num_draws=10)
     assert (found.n, len(found.by_length)) == (1, 1)
     json.loads(to_json(found.to_dict()))
@@ -198,7 +240,7 @@ def test_a_probability_of_zero_gives_a_large_loss_and_no_infinity() -> None:
 class TestTrainingPart:
     @pytest.mark.parametrize("task", TASKS)
     def test_it_comes_back_from_disk(self, tmp_path: Path, task: str) -> None:
-        part = TrainingPart.of(tiny_dataset(task), 3)
+        part = TrainingPart.of(tiny_dataset(task), CODECS[task].num_outputs)
         part.write(tmp_path / "part.npz")
         found = TrainingPart.read(tmp_path / "part.npz")
         np.testing.assert_array_equal(found.lengths, part.lengths)
@@ -243,7 +285,7 @@ class TestAlarms:
         self, metric: float, baseline: float, values: np.ndarray, task: str = "classification"
     ) -> list[str]:
         names = {"classification": "mcc", "regression": "r2", "multilabel": "macro_auroc"}
-        name = names[task]
+        name = names.get(task, "perplexity")
         baselines = {"length_only": {name: baseline}}
         return alarms({name: metric}, baselines, Outputs(values, 0.0), task)
 
@@ -257,6 +299,12 @@ class TestAlarms:
         (found,) = self.raised(metric, 0.3, self.varied)
         assert "length-only" in found
         assert "0.300" in found
+
+    @pytest.mark.parametrize("metric", [19.0, 18.5, float("nan")])
+    def test_a_perplexity_is_better_when_it_is_smaller(self, metric: float) -> None:
+        assert self.raised(5.0, 18.5, self.varied, "mlm") == []
+        (found,) = self.raised(metric, 18.5, self.varied, "mlm")
+        assert "18.500" in found
 
     def test_always_the_same_class(self) -> None:
         values = np.array([[0.9, 0.1], [0.6, 0.4]], np.float32)

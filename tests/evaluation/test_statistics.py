@@ -23,6 +23,7 @@ TASKS = (
     "residue_classification",
     "residue_regression",
     "loss",
+    "mlm",
 )
 NUM_RECORDS = 24
 
@@ -61,6 +62,9 @@ def slow_metrics(task, outputs, targets):
     """Metrics of records that lie there, resampled rows and all."""
     if task == "loss":
         return {"loss": outputs[:, 0].sum() / outputs[:, 1].sum()}
+    if task == "mlm":
+        loss = outputs[:, 0].sum() / outputs[:, 1].sum()
+        return {"loss": loss, "perplexity": np.exp(loss)}
     if task == "residue_classification":
         values = confusion_metrics(outputs.sum(axis=0, keepdims=True))(np.ones((1, 1)))
         return {name: value[0] for name, value in values.items()}

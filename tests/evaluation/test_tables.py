@@ -30,6 +30,7 @@ def made(task: str, name: str, length: int, seed: int) -> Prediction:
     if task == "regression":
         return Prediction(name, length, "ok", np.array(rng.normal() * 100, np.float32), kept)
     shapes = {"residue_classification": (length, 3), "residue_regression": (length,)}
+    shapes["mlm"] = (length, 20)
     shape = shapes.get(task, (3,))
     raw = rng.random(shape)
     return Prediction(

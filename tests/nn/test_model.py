@@ -13,6 +13,7 @@ SHAPES = {
     "regression": (3,),
     "residue_classification": (3, 9, 3),
     "residue_regression": (3, 9),
+    "mlm": (3, 9, 20),
 }
 
 
@@ -23,7 +24,7 @@ def test_logits_have_the_shape_of_the_task(task: str, encoder: str) -> None:
     tokens, lengths = draw_tokens([4, 9, 1])
     assert model(tokens, lengths).shape == SHAPES[task]
     packed = tokens[lengths_to_mask(lengths)][None]
-    flat = {"residue_classification": (1, 14, 3), "residue_regression": (1, 14)}
+    flat = {"residue_classification": (1, 14, 3), "residue_regression": (1, 14), "mlm": (1, 14, 20)}
     shape = flat.get(task, SHAPES[task])
     assert model(packed, lengths, True).shape == shape
 

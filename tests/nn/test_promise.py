@@ -11,7 +11,7 @@ from tiny_models import draw_tokens, tiny_model
 from torch import Tensor, nn
 
 from seqtrain.config import ENCODERS, NORMS, POOLINGS
-from seqtrain.data.labels import IGNORE
+from seqtrain.data.labels import IGNORE, is_residue
 from seqtrain.data.tokenizer import PAD
 from seqtrain.masking import lengths_to_mask
 from seqtrain.nn.blocks import ConvBlock, SelfAttention, TransformerBlock
@@ -25,6 +25,7 @@ HEADS = [
     *((pooling, "classification") for pooling in POOLINGS),
     ("-", "residue_classification"),
     ("-", "residue_regression"),
+    ("-", "mlm"),
 ]
 CASES = [(encoder, norm) for encoder in ENCODERS for norm in NORMS if norm in SAFE_NORMS]
 MASKED_CASES = [(encoder, norm) for encoder, norm in CASES if norm in MASKED_NORMS]
@@ -37,7 +38,7 @@ paddings = st.integers(0, 40)
 
 def real_rows(logits: Tensor, lengths: Tensor, task: str, packed: bool = False) -> list[Tensor]:
     """Logits of each sequence, without those of padding."""
-    if not task.startswith("residue"):
+    if not is_residue(task):
         return list(logits)
     if packed:
         return list(logits[0].split(lengths.tolist()))
@@ -239,7 +240,7 @@ def training_step(
     model = model.double().train()
     tokens, counts = draw_tokens(lengths, seed, pad_to)
     targets = draw_targets(task, lengths, seed, tokens.shape[1])
-    if packed and task.startswith("residue"):
+    if packed and is_residue(task):
         targets = packed_tokens(targets, counts)
     torch.manual_seed(seed)
     if packed:

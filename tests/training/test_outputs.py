@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 from tiny_models import tiny_model
 from tiny_training import IGNORED, assert_same_weights, tiny_dataset, weights
 
+from seqtrain.data.labels import is_residue
 from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.objective import Objective
@@ -20,6 +21,7 @@ TASKS = [
     "regression",
     "residue_classification",
     "residue_regression",
+    "mlm",
 ]
 
 
@@ -30,7 +32,7 @@ def one_by_one(model: SequenceModel, dataset: SequenceDataset, task: str) -> np.
         tokens = torch.from_numpy(dataset.residues(i).astype(np.int64))[None]
         with torch.no_grad():
             readout = model.head.readout(model(tokens, torch.tensor([tokens.shape[1]])))
-        rows.append(readout[0] if task.startswith("residue") else readout)
+        rows.append(readout[0] if is_residue(task) else readout)
     return torch.cat(rows).numpy()
 
 
