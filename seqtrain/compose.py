@@ -3,6 +3,7 @@
 Nothing after :func:`load_config` sees a ``DictConfig``.
 """
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -13,6 +14,7 @@ from typing import Any, get_args
 from seqtrain.config import (
     ENCODERS,
     CnnConfig,
+    EncoderConfig,
     RunConfig,
     TransformerConfig,
     config_to_dict,
@@ -34,6 +36,7 @@ def load_config(
     *,
     config_dir: str | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    like: RunConfig | None = None,
 ) -> RunConfig:
     """The composed, checked settings as plain dataclasses.
 
@@ -43,6 +46,8 @@ def load_config(
         config_dir: A folder of the user's own, searched before ``conf/``.
         values: Settings by dotted key, set on the composed config. Paths go in here: an override
             string would misread ``a,b=c.fasta``.
+        like: A run whose encoder (without its dropout), norm and tokenizer stand where the
+            defaults stood: what files and overrides say still goes before them.
 
     Raises:
         ConfigError: unknown name or key (with the nearest one), wrong type, contradiction.
@@ -56,7 +61,7 @@ def load_config(
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    _register_schema()
+    _register_schema(like)
     folders = config_folders(config_dir)
     primary, extra = _resolve_name(name, folders)
     for override in overrides:
@@ -68,7 +73,7 @@ def load_config(
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("seqtrain", search_path)
-        composed = compose(primary, [*extra, *overrides])
+        composed = compose(primary, [*extra, *_groups_like(like, overrides), *overrides])
         for key, value in (values or {}).items():
             OmegaConf.update(composed, key, _literal(value))
         config = _to_dataclasses(composed)
@@ -167,13 +172,31 @@ def _first_comment(path: Path) -> str:
     return ""
 
 
-def _register_schema() -> None:
+def _register_schema(like: RunConfig | None) -> None:
     from hydra.core.config_store import ConfigStore
 
+    schema = RunConfig()
+    encoders = {name: node() for name, node in ENCODERS.items()}
+    if like is not None:
+        schema.norm, schema.tokenizer = copy.copy(like.norm), copy.copy(like.tokenizer)
+        encoders[like.encoder.name] = dataclasses.replace(
+            like.encoder, dropout=EncoderConfig.dropout, pretrained=None
+        )
     store = ConfigStore.instance()
-    store.store(name="schema", node=RunConfig)
-    for name, node in ENCODERS.items():
+    store.store(name="schema", node=schema)
+    for name, node in encoders.items():
         store.store(group="encoder", name=f"{name}_schema", node=node)
+
+
+def _groups_like(like: RunConfig | None, overrides: Sequence[str]) -> list[str]:
+    """Choices of encoder and norm as in ``like``, where no override makes one."""
+    if like is None:
+        return []
+    wanted = {"encoder": like.encoder.name, "norm": like.norm.name}
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    return [
+        f"{group}={name}" for group, name in wanted.items() if not given & {group, f"{group}.name"}
+    ]
 
 
 def _resolve_name(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:

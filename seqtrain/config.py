@@ -222,6 +222,9 @@ class EncoderConfig:
     """Blocks."""
     dropout: float = 0.1
     """Share of channels dropped in each block while training."""
+    pretrained: str | None = None
+    """Run or bundle, of any task, whose encoder training begins with; none: random weights. What
+    is left open of encoder, norm and tokenizer is then as it is there, but for the dropout."""
 
     def __post_init__(self) -> None:
         _at_least(self.embed_dim, "encoder.embed_dim", 1)

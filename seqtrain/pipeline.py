@@ -20,6 +20,7 @@ from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.defaults import Choice, choose_settings
 from seqtrain.errors import CheckpointError, ConfigError
 from seqtrain.evaluation.applicability import TrainingRange
+from seqtrain.evaluation.predict import fingerprint
 from seqtrain.evaluation.runs import (
     calibrate,
     calibration_errors,
@@ -30,6 +31,7 @@ from seqtrain.evaluation.score import TrainingPart, alarms
 from seqtrain.nn.model import SequenceModel
 from seqtrain.reporting import to_json
 from seqtrain.training.checkpoint import (
+    LoadedRun,
     RunDir,
     create_run,
     load_run,
@@ -45,6 +47,7 @@ from seqtrain.training.events import Observer
 from seqtrain.training.losses import class_weights_from_counts
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
+from seqtrain.training.pretrained import check_fits, load_encoder
 from seqtrain.training.trainer import Progress, Trainer, TrainerSettings
 
 BUNDLED = "bundled:"
@@ -57,14 +60,30 @@ class Plan:
     config: RunConfig
     choices: list[Choice]
     data: PreparedData
+    pretrained: LoadedRun | None = None
+    """Whose encoder training begins with; None: with random weights, or from a checkpoint."""
+
+    def origin(self) -> dict[str, Any] | None:
+        """Path, task and fingerprint of the pretrained model; None without one."""
+        if self.pretrained is None:
+            return None
+        return {
+            "path": self.config.encoder.pretrained,
+            "task": self.pretrained.codec.task,
+            "model": fingerprint([self.pretrained]),
+        }
 
 
-def plan_run(config: RunConfig) -> Plan:
+def plan_run(config: RunConfig, pretrained: LoadedRun | None = None) -> Plan:
     """Read the data and choose what the user left open.
+
+    Args:
+        config: The settings.
+        pretrained: What ``encoder.pretrained`` names. Not needed to go on from a checkpoint.
 
     Raises:
         DataError: the files cannot be used as they are.
-        ConfigError: a setting does not apply.
+        ConfigError: a setting does not apply, or does not fit the pretrained encoder.
     """
     part, letters = config.data, config.tokenizer
     data = prepare_data(
@@ -92,7 +111,9 @@ def plan_run(config: RunConfig) -> Plan:
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(config, data.train.lengths, data.codec.task, alphabet)
     _check_monitor(resolved, data)
-    return Plan(resolved, choices, data)
+    if pretrained is not None:
+        check_fits(resolved, data.tokenizer, pretrained)
+    return Plan(resolved, choices, data, pretrained)
 
 
 def _check_monitor(config: RunConfig, data: PreparedData) -> None:
@@ -138,6 +159,7 @@ def train_run(
     Raises:
         CheckpointError: the run cannot be resumed, or not be written.
         TrainingError: the loss was not finite.
+        ValueError: the pretrained encoder that the settings name is wanted and not given.
     """
     config, data = plan.config, plan.data
     report = {
@@ -146,8 +168,12 @@ def train_run(
         "fingerprints": fingerprints(data),
         "choices": [dataclasses.asdict(choice) for choice in plan.choices],
         "training_range": TrainingRange.of(data.train, data.tokenizer.vocab_size).to_dict(),
+        "pretrained": plan.origin(),
         **data.report,
     }
+    goes_on = resume and run.has_checkpoint("last")
+    if config.encoder.pretrained is not None and plan.pretrained is None and not goes_on:
+        raise ValueError("encoder.pretrained is set: plan_run needs the run that it names")
     trainer = build_trainer(plan, run)  # first: a device that is missing leaves no run behind
     if resume:
         _check_same_data(run, report["fingerprints"])
@@ -156,8 +182,10 @@ def train_run(
     # Again when resumed: the run may have been killed before these were written.
     _write_splits(run, data)
     TrainingPart.of(data.train, data.codec.num_outputs).write(run.path / "training_part.npz")
-    if resume and run.has_checkpoint("last"):
+    if goes_on:
         trainer.resume()
+    elif plan.pretrained is not None:
+        trainer.save()  # from here on the run needs the pretrained one no longer
     trainer.observers = make_observers(run, plan, trainer.progress.step)
     try:
         progress = trainer.fit()
@@ -198,7 +226,10 @@ def build_trainer(plan: Plan, run: RunDir) -> Trainer:
         torch.set_num_threads(settings.num_threads)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
-    model = build_model(config, data.tokenizer, data.codec).to(device)
+    model = build_model(config, data.tokenizer, data.codec)
+    if plan.pretrained is not None:
+        load_encoder(model, plan.pretrained.model)
+    model.to(device)
     if settings.compile:
         compile_blocks(model, device)
     assert settings.max_epochs is not None

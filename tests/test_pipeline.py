@@ -43,6 +43,7 @@ TASKS = [
     "regression",
     "residue_classification",
     "residue_regression",
+    "mlm",
 ]
 SMALL = (
     "data=files",
@@ -84,6 +85,8 @@ def write_files(folder: Path, task: str, num_records: int = 60) -> dict[str, Any
         sequences[f"r{i}"] = "".join(letters)
     fasta = "".join(f">{name}\n{text}\n" for name, text in sequences.items())
     (folder / "x.fasta").write_text(fasta)
+    if task == "mlm":
+        return {"data.train": [str(folder / "x.fasta")], "task.name": "mlm"}
     if task == "residue_classification":
         labels = folder / "labels.fasta"
         labels.write_text("".join(f">{n}\n{label(task, s)}\n" for n, s in sequences.items()))
@@ -123,7 +126,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 class TestPlan:
-    @pytest.mark.parametrize("task", TASKS)
+    @pytest.mark.parametrize("task", TASKS[:-1])
     def test_the_task_is_told_from_the_labels(self, tmp_path: Path, task: str) -> None:
         plan = small_plan(tmp_path, task)
         assert plan.config.task.name == plan.data.codec.task == task
@@ -143,6 +146,8 @@ class TestPlan:
             ("classification", "accurracy"),
             ("regression", "mcc"),
             ("residue_classification", "auroc"),
+            ("mlm", "auroc"),
+            ("classification", "perplexity"),
         ],
     )
     def test_a_metric_that_will_not_be_there_is_refused_before_training(
@@ -158,6 +163,7 @@ class TestPlan:
             ("multilabel", "macro_auprc"),
             ("regression", "spearman"),
             ("residue_classification", "accuracy"),
+            ("mlm", "accuracy"),
             ("classification", "loss"),
         ],
     )
@@ -211,7 +217,7 @@ class TestRun:
         wanted = calibration_error(task, outputs.values, plan.data.test.targets)
         assert errors["test"]["as_trained"] == pytest.approx(wanted, abs=1e-5)
         heading = (run.predictions / "test.tsv").read_text().splitlines()[0]
-        assert ("calibrated by" in heading) == (task != "residue_classification")
+        assert ("calibrated by" in heading) == (task in ("classification", "multilabel"))
 
     @pytest.mark.parametrize("task", TASKS)
     def test_a_run_knows_what_its_training_records_were_like(self, runs: Runs, task: str) -> None:

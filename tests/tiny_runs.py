@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from tiny_models import CODECS, TOKENIZER, tiny_config, tiny_model
 
+from seqtrain.data.labels import is_residue
 from seqtrain.evaluation.score import TrainingPart
 from seqtrain.training.checkpoint import RunDir, create_run, save_checkpoint
 
@@ -20,8 +21,7 @@ def tiny_run(
 ) -> Path:
     """A run directory with a model in which every weight matters; returns ``folder``."""
     run = RunDir(folder)
-    is_residue = task == "residue_classification"
-    config = tiny_config(encoder, norm, None if is_residue else pooling)
+    config = tiny_config(encoder, norm, None if is_residue(task) else pooling)
     config.batching.max_tokens = 512
     config.data.train = ["/home/somebody/secret/train.fasta"]
     lengths = {"min": 4.0, "median": 30.0, "max": 90.0}

@@ -160,7 +160,14 @@ def _comparison(
         BatchingConfig(kind=name)
 
     def load(extra: list[str]) -> Any:
-        return load_config(config_name, [*overrides, *extra], config_dir=config_dir, values=values)
+        all_of_it = [*overrides, *extra]
+        config = load_config(config_name, all_of_it, config_dir=config_dir, values=values)
+        if config.encoder.pretrained is not None:
+            raise ConfigError(
+                "encoder.pretrained: arms of a comparison differ in their norms and begin with the "
+                "same random weights. Leave it out."
+            )
+        return config
 
     chosen = [None] if encoders is None else [f"encoder={e}" for e in _names(encoders, "encoders")]
     configs = [load([item] if item else []) for item in chosen]

@@ -68,6 +68,8 @@ def info(
     ]
     if not is_regression(loaded.codec.task):
         facts.append(("probabilities", calibration_words([loaded.calibration])))
+    if began := loaded.data.get("pretrained"):
+        facts.append(("encoder began as", f"{began['path']} ({began['task']}, {began['model']})"))
     if known := TrainingRange.from_report(loaded.data):
         facts.append(("trained on lengths", f"{known.shortest:,} to {known.longest:,}"))
     for part in ("valid", "test"):

@@ -15,8 +15,9 @@ from seqtrain.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from seqtrain.config import RunConfig
     from seqtrain.pipeline import Plan
-    from seqtrain.training.checkpoint import RunDir
+    from seqtrain.training.checkpoint import LoadedRun, RunDir
     from seqtrain.training.events import Observer
 
 
@@ -56,6 +57,9 @@ def train(
     quiet: options.Quiet = False,
 ) -> None:
     """Train an encoder on FASTA files with labels, and score it on the test part.
+
+    Without labels, task=mlm trains it on the sequences themselves; encoder.pretrained=RUN begins
+    another task with such an encoder.
 
     Without files it trains on the bundled data. Settings that you do not give are chosen from the
     data, printed, and kept with the run.
@@ -98,14 +102,24 @@ def _plan(
     from seqtrain.pipeline import differing_settings, plan_run
     from seqtrain.training.checkpoint import read_run
 
+    def load(like: "RunConfig | None" = None) -> "RunConfig":
+        found = load_config(config_name, overrides, config_dir=config_dir, values=values, like=like)
+        if found.encoder.pretrained is not None:
+            found.encoder.pretrained = options.absolute(found.encoder.pretrained)
+        return found
+
     if not resume:
-        config = load_config(config_name, overrides, config_dir=config_dir, values=values)
+        config = load()
+        pretrained = _pretrained(config)
+        if pretrained is not None:
+            config = load(pretrained.config)
         config.norm.check_applies()
-        return plan_run(config)
+        return plan_run(config, pretrained)
     saved, _ = read_run(run)
+    pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
     if not given:
-        return plan_run(saved)
-    plan = plan_run(load_config(config_name, overrides, config_dir=config_dir, values=values))
+        return plan_run(saved, pretrained)
+    plan = plan_run(load(saved if saved.encoder.pretrained else None), pretrained)
     differing = differing_settings(plan.config, saved)
     if differing:
         raise CheckpointError(
@@ -113,6 +127,19 @@ def _plan(
             f"{', '.join(differing)}. Give the same settings or none, or use another --run-dir."
         )
     return plan
+
+
+def _pretrained(config: "RunConfig") -> "LoadedRun | None":
+    """The run or bundle whose encoder is to begin with."""
+    from seqtrain.export.bundle import open_run
+
+    path = config.encoder.pretrained
+    if path is None:
+        return None
+    try:
+        return open_run(Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"encoder.pretrained: {error}") from error
 
 
 def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
@@ -206,8 +233,15 @@ def _say_plan(plan: "Plan") -> None:
     parts = {"train": plan.data.train, "valid": plan.data.valid, "test": plan.data.test}
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
     print(f"records: {counts}", file=sys.stderr)
+    if origin := plan.origin():
+        print(_origin_words(origin), file=sys.stderr)
     for choice in plan.choices:
         print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", file=sys.stderr)
+
+
+def _origin_words(origin: dict[str, Any]) -> str:
+    found = f"{origin['path']} ({origin['task']}, model {origin['model']})"
+    return f"encoder: begins as that of {found}"
 
 
 def _show_plan(plan: "Plan", as_json: bool) -> None:
@@ -229,8 +263,9 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     longest = int(max(part.lengths.max() for part in (data.train, data.valid)))
     memory = estimate_memory(config, parameters, longest)
     if as_json:
-        shown = {"config": config_to_dict(config), "data": data.report}
-        print(to_json({**shown, "num_parameters": parameters, "memory_bytes": memory}, indent=1))
+        shown: dict[str, Any] = {"config": config_to_dict(config), "data": data.report}
+        shown |= {"pretrained": plan.origin(), "num_parameters": parameters}
+        print(to_json({**shown, "memory_bytes": memory}, indent=1))
         return
     console = stdout_console()
     console.print(config_to_yaml(config), markup=False)
@@ -256,6 +291,8 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         if name.count(".") <= 1
     ]
     console.print(table("model", ("module", "kind", "parameters"), modules))
+    if origin := plan.origin():
+        console.print(_origin_words(origin), markup=False, soft_wrap=True)
     for choice in plan.choices:
         console.print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", markup=False)
     for warning in data.report.get("warnings", []):

@@ -205,7 +205,7 @@ def _write_files(run: Path, loaded: LoadedRun, folder: Path) -> None:
         "state": loaded.state,
         "data": loaded.data,
     }
-    text = _without_folders(json.dumps(manifest, indent=1), loaded.data)
+    text = _without_folders(json.dumps(manifest, indent=1), loaded)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     weights = {k: v.detach().contiguous().cpu() for k, v in loaded.model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(save(weights))
@@ -214,16 +214,18 @@ def _write_files(run: Path, loaded: LoadedRun, folder: Path) -> None:
             if (root / name).is_file():
                 (folder / name).write_bytes((root / name).read_bytes())
     card = model_card(loaded, read_summary(run))
-    (folder / "README.md").write_text(_without_folders(card, loaded.data), encoding="utf-8")
+    (folder / "README.md").write_text(_without_folders(card, loaded), encoding="utf-8")
     examples = json.dumps(_examples(loaded), indent=1)
     (folder / "examples.json").write_text(examples + "\n", encoding="utf-8")
     lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def _without_folders(text: str, report: Mapping[str, Any]) -> str:
+def _without_folders(text: str, loaded: LoadedRun) -> str:
     """File names without their folders: where somebody keeps files is nobody else's business."""
-    paths = [file["path"] for group in report.get("files", {}).values() for file in group]
+    files = loaded.data.get("files", {}).values()
+    paths = [file["path"] for group in files for file in group]
+    paths += [loaded.config.encoder.pretrained or ""]
     folders = {str(Path(path).parent) + os.sep for path in paths if os.sep in path}
     for folder in sorted(folders, key=len, reverse=True):
         text = text.replace(json.dumps(folder)[1:-1], "")

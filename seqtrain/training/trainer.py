@@ -191,7 +191,7 @@ class Trainer:
     def _save_if_due(self) -> None:
         waited = time.monotonic() - self._since_save
         if self._stop or waited > 60 * self.settings.checkpoint_minutes:
-            self._save_last()
+            self.save()
         self._interrupt_if_asked()
 
     def _interrupt_if_asked(self) -> None:
@@ -325,7 +325,7 @@ class Trainer:
                 self.model,
                 {"progress": asdict(progress), "valid": metrics},
             )
-        self._save_last()
+        self.save()
 
     def _validate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Metrics of the validation part, and its confusion counts where there are classes."""
@@ -346,7 +346,8 @@ class Trainer:
         counts.update(outputs.values.argmax(axis=1), self.valid.targets)
         return metrics, counts.matrix
 
-    def _save_last(self) -> None:
+    def save(self) -> None:
+        """Write the last checkpoint: where the run stands now."""
         tensors: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -40,8 +40,10 @@ MODELS = {
     "classes": ("classification", "cnn", "masked_batch"),
     "residues": ("residue_classification", "transformer", "masked_batch"),
     "values": ("regression", "cnn", "masked_layer"),
+    "letters": ("mlm", "cnn", "masked_batch"),
 }
 CASES = [("onnx", "classes"), ("onnx", "residues"), ("torch", "values"), ("torch", "classes")]
+CASES += [("onnx", "letters"), ("torch", "letters")]
 CALIBRATION = Calibration((2.5,), "valid", 10, 0.2, 0.1)
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 
