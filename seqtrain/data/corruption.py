@@ -60,10 +60,10 @@ class Corruption:
 
     @classmethod
     def for_evaluation(cls, tokenizer: Tokenizer) -> "Corruption":
-        """The same for every run, so that scores of a file compare; all hidden letters masked.
+        """The same for every run that reads letters alike, so that scores of a file compare.
 
-        Where a tenth of the letters asked for are in plain sight, a model that reads nothing but
-        these beats the letters' frequencies.
+        All hidden letters are masked: where a tenth of those asked for are in plain sight, a model
+        that reads nothing but these beats the letters' frequencies.
         """
         letters, mask = len(tokenizer.alphabet.letters), tokenizer.vocab_size
         return cls(letters, mask, masked=1, replaced=0, seed=_EVALUATION_SEED)

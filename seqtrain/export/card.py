@@ -63,7 +63,7 @@ def _purpose(loaded: LoadedRun) -> str:
         "regression": f"one number, {unit}",
         "residue_regression": f"one number for each residue, {unit}",
         "residue_classification": f"one of {len(codec.classes)} classes for each residue",
-        "mlm": "the letter of each residue, also where it is hidden: token "
+        "mlm": "the letter of each residue, also of one that is hidden behind token "
         f"{loaded.tokenizer.vocab_size}",
     }
     title = "masked_language_model" if codec.task == "mlm" else codec.task
