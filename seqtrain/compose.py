@@ -63,7 +63,11 @@ def load_config(
 
     _register_schema(like)
     folders = config_folders(config_dir)
-    primary, extra = _resolve_name(name, folders)
+    path = _find(name, folders)
+    # An experiment is put over the default config; any other file stands for itself.
+    primary, extra = (
+        (path.stem, []) if path.parent in folders else ("config", [f"+experiment={path.stem}"])
+    )
     for override in overrides:
         if re.match(r"[+~]*hydra[./]", override):
             raise ConfigError(f"{override}: seqtrain has no settings of Hydra's own. Leave it out.")
@@ -73,7 +77,8 @@ def load_config(
     GlobalHydra.instance().clear()
     try:
         Hydra.create_main_hydra2("seqtrain", search_path)
-        composed = compose(primary, [*extra, *_groups_like(like, overrides), *overrides])
+        groups = [] if like is None else _groups_like(like, path, overrides)
+        composed = compose(primary, [*extra, *groups, *overrides])
         for key, value in (values or {}).items():
             OmegaConf.update(composed, key, _literal(value))
         config = _to_dataclasses(composed)
@@ -178,7 +183,9 @@ def _register_schema(like: RunConfig | None) -> None:
     schema = RunConfig()
     encoders = {name: node() for name, node in ENCODERS.items()}
     if like is not None:
-        schema.norm, schema.tokenizer = copy.copy(like.norm), copy.copy(like.tokenizer)
+        # Its alphabet is not that of other sequences: these tell their own, and it has to fit.
+        schema.tokenizer = dataclasses.replace(like.tokenizer, alphabet=None)
+        schema.norm = copy.copy(like.norm)
         encoders[like.encoder.name] = dataclasses.replace(
             like.encoder, dropout=EncoderConfig.dropout, pretrained=None
         )
@@ -188,25 +195,32 @@ def _register_schema(like: RunConfig | None) -> None:
         store.store(group="encoder", name=f"{name}_schema", node=node)
 
 
-def _groups_like(like: RunConfig | None, overrides: Sequence[str]) -> list[str]:
-    """Choices of encoder and norm as in ``like``, where no override makes one."""
-    if like is None:
-        return []
+def _groups_like(like: RunConfig, path: Path, overrides: Sequence[str]) -> list[str]:
+    """Choices of encoder and norm as in ``like``, where neither file nor override makes one."""
+    said = {override.lstrip("+~").partition("=")[0].removesuffix(".name") for override in overrides}
+    if path != package_dir("conf") / "config.yaml":  # what that one chooses are the defaults
+        said |= _groups_in(path)
     wanted = {"encoder": like.encoder.name, "norm": like.norm.name}
-    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    return [
-        f"{group}={name}" for group, name in wanted.items() if not given & {group, f"{group}.name"}
-    ]
+    return [f"{group}={name}" for group, name in wanted.items() if group not in said]
 
 
-def _resolve_name(name: str, folders: Sequence[Path]) -> tuple[str, list[str]]:
-    """(primary config, overrides that choose the experiment)."""
+def _groups_in(path: Path) -> set[str]:
+    """Groups that a file chooses in its list of defaults."""
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    listed = (content.get("defaults") or []) if isinstance(content, dict) else []
+    chosen = [item for item in listed if isinstance(item, dict)]
+    return {key.removeprefix("override ").lstrip("/") for item in chosen for key in item}
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a config or an experiment."""
     name = name.removesuffix(".yaml").removeprefix("experiment/")
     for folder in folders:
-        if (folder / "experiment" / f"{name}.yaml").is_file():
-            return "config", [f"+experiment={name}"]
-        if (folder / f"{name}.yaml").is_file():
-            return name, []
+        for path in (folder / "experiment" / f"{name}.yaml", folder / f"{name}.yaml"):
+            if path.is_file():
+                return path
     known = sorted(
         {p.stem for f in folders for p in [*f.glob("*.yaml"), *f.glob("experiment/*.yaml")]}
     )

@@ -227,6 +227,8 @@ class EncoderConfig:
     is left open of encoder, norm and tokenizer is then as it is there, but for the dropout."""
 
     def __post_init__(self) -> None:
+        if self.pretrained == "":
+            raise ConfigError("encoder.pretrained: expected a run or bundle, found nothing.")
         _at_least(self.embed_dim, "encoder.embed_dim", 1)
         _at_least(self.num_layers, "encoder.num_layers", 1)
         _fraction(self.dropout, "encoder.dropout")

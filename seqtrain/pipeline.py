@@ -177,6 +177,8 @@ def train_run(
     trainer = build_trainer(plan, run)  # first: a device that is missing leaves no run behind
     if resume:
         _check_same_data(run, report["fingerprints"])
+        if plan.pretrained is not None:
+            _check_same_origin(run, report["pretrained"])
     else:
         create_run(run, config, report)
     # Again when resumed: the run may have been killed before these were written.
@@ -210,6 +212,15 @@ def _check_same_data(run: RunDir, now: dict[str, str]) -> None:
             f"{run.path}: the data are not those that this run began with "
             f"({', '.join(sorted(k for k in now if (before or {}).get(k) != now[k]))} changed). "
             "Put the old files back, or begin a new run in another --run-dir."
+        )
+
+
+def _check_same_origin(run: RunDir, now: dict[str, Any]) -> None:
+    before = read_run(run)[1].get("pretrained") or {}
+    if before.get("model") != now["model"]:
+        raise CheckpointError(
+            f"{run.path}: was to begin with model {before.get('model')}, and {now['path']} holds "
+            f"{now['model']} by now. Put the old one back, or begin anew by --overwrite."
         )
 
 

@@ -22,7 +22,7 @@ from seqtrain.data.corruption import Corruption
 from seqtrain.data.labels import IGNORE
 from seqtrain.data.prepare import prepare_data, read_for_model
 from seqtrain.data.store import SequenceDataset
-from seqtrain.errors import ConfigError
+from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.pipeline import Plan, plan_run, train_run
 from seqtrain.training.checkpoint import LoadedRun, RunDir, load_run
@@ -197,11 +197,21 @@ class TestTraining:
         assert not torch.equal(first, second)
         assert (first != IGNORE).sum() != 0 != (second != IGNORE).sum()
 
-    def test_training_shows_every_letter_and_asks_for_all_in_time(self, tmp_path: Path) -> None:
-        plan = plan_of(write_periodic(tmp_path / "x.fasta", 30))
-        train = plan.data.train
+    def test_training_holds_every_letter_and_nothing_beside(self, tmp_path: Path) -> None:
+        """Eight bytes of target for each residue would be most of the memory."""
+        train = plan_of(write_periodic(tmp_path / "x.fasta", 30)).data.train
         assert train.tokens.max() <= 20
-        assert (train.targets == train.tokens.astype(int) - 1).all()
+        assert train.targets is None
+
+    @pytest.mark.parametrize("part", ["train", "valid", "test"])
+    def test_a_part_without_a_letter_is_refused(self, tmp_path: Path, part: str) -> None:
+        files = {}
+        for name in ("train", "valid", "test"):
+            letters = "XXBX" if name == part else "ACDE"
+            (tmp_path / f"{name}.fasta").write_text(f">{name}\n{letters}\n")
+            files[name] = [str(tmp_path / f"{name}.fasta")]
+        message = error_of(DataError, **files, task="mlm", alphabet="protein")
+        assert message.startswith(f"the {part} part holds no letter to hide")
 
     def test_records_without_a_letter_to_ask_for_train_and_score(self, tmp_path: Path) -> None:
         lines = (f">r{i}\n{'XX' if i % 2 else 'ACDE'}\n" for i in range(40))
@@ -267,9 +277,10 @@ class TestData:
         for ambiguous in ("unknown", "keep"):
             data = prepare_data(train=[str(tmp_path / "x.fasta")], task="mlm", ambiguous=ambiguous)
             assert data.codec.classes == tuple("ACGT")
-            targets = data.train.targets
+            assert data.report["parts"]["train"]["classes"] == dict.fromkeys("ACGT", 2 * 18)
+            targets = data.valid.targets
             assert targets is not None
-            assert targets.reshape(-1, 10)[0].tolist() == [0, 1, 2, 3, -100, -100, 0, 1, 2, 3]
+            assert (targets.reshape(-1, 10)[:, 4:6] == -100).all()
             assert data.valid.tokens.max() == data.tokenizer.vocab_size
 
 

@@ -1,5 +1,6 @@
 """`seqtrain train`: load settings, read records, choose, build, fit, evaluate."""
 
+import re
 import shutil
 import sys
 from datetime import datetime
@@ -10,7 +11,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
-from seqtrain.errors import CheckpointError
+from seqtrain.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from seqtrain.pipeline import Plan
     from seqtrain.training.checkpoint import LoadedRun, RunDir
     from seqtrain.training.events import Observer
+
+_ENCODER_SETTING = re.compile(r"[+~]*encoder\.(?!pretrained=)")
 
 
 def train(
@@ -102,24 +105,28 @@ def _plan(
     from seqtrain.pipeline import differing_settings, plan_run
     from seqtrain.training.checkpoint import read_run
 
-    def load(like: "RunConfig | None" = None) -> "RunConfig":
-        found = load_config(config_name, overrides, config_dir=config_dir, values=values, like=like)
+    def load(said: list[str], like: "RunConfig | None" = None) -> "RunConfig":
+        found = load_config(config_name, said, config_dir=config_dir, values=values, like=like)
         if found.encoder.pretrained is not None:
             found.encoder.pretrained = options.absolute(found.encoder.pretrained)
         return found
 
     if not resume:
-        config = load()
+        names_one = any("encoder.pretrained=" in item for item in overrides)
+        # Settings of its encoder may be none of the default one's: left out until it is known.
+        config = load([o for o in overrides if not (names_one and _ENCODER_SETTING.match(o))])
         pretrained = _pretrained(config)
-        if pretrained is not None:
-            config = load(pretrained.config)
+        if names_one or pretrained is not None:
+            config = load(overrides, None if pretrained is None else pretrained.config)
+            _refuse_itself(config, run)
         config.norm.check_applies()
         return plan_run(config, pretrained)
     saved, _ = read_run(run)
     pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
     if not given:
         return plan_run(saved, pretrained)
-    plan = plan_run(load(saved if saved.encoder.pretrained else None), pretrained)
+    like = saved if saved.encoder.pretrained else None
+    plan = plan_run(load(overrides, like), pretrained)
     differing = differing_settings(plan.config, saved)
     if differing:
         raise CheckpointError(
@@ -137,9 +144,23 @@ def _pretrained(config: "RunConfig") -> "LoadedRun | None":
     if path is None:
         return None
     try:
-        return open_run(Path(path))
+        found = open_run(Path(path))
     except CheckpointError as error:
         raise CheckpointError(f"encoder.pretrained: {error}") from error
+    if Path(path).is_dir() and not (Path(path) / "summary.json").exists():
+        print(
+            f"warning: {path} has not ended; its encoder is taken as the best epoch so far left it",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _refuse_itself(config: "RunConfig", run: "RunDir") -> None:
+    path = config.encoder.pretrained
+    if path is not None and Path(path).resolve() == run.path.resolve():
+        raise ConfigError(
+            f"encoder.pretrained={path}: is the run directory itself. Choose another --run-dir."
+        )
 
 
 def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:

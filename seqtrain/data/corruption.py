@@ -125,6 +125,14 @@ class Corruption:
         return np.where(fate < self.masked, np.uint8(self.mask_token), shown)
 
 
+def count_letters(dataset: SequenceDataset, num_letters: int) -> Int64[np.ndarray, " K"]:
+    """How often each canonical letter occurs, hidden ones left out."""
+    counts = np.zeros(num_letters, np.int64)
+    found = dataset.token_counts()[1 : 1 + num_letters]
+    counts[: len(found)] = found
+    return counts
+
+
 def class_of(tokens: UInt8[np.ndarray, " R"], num_letters: int) -> Int64[np.ndarray, " R"]:
     """The class of each residue in masked language modelling; ``IGNORE`` for other letters."""
     is_letter = (tokens >= 1) & (tokens <= num_letters)

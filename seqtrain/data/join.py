@@ -1,14 +1,12 @@
 """Records joined with their tokens and labels; whatever does not fit is told all at once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
-from seqtrain.data.corruption import class_of
 from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
@@ -175,18 +173,21 @@ def _nothing_matches(records: Sequence[Record], table: LabelTable, labels: Seque
     )
 
 
-def refuse_labels(**given: object) -> None:
+def refuse_labels(hint: str = "", **given: object) -> None:
     """Refuse what says where labels are or how they are read, for a task that has none.
 
+    Args:
+        hint: What else the message says.
+        given: Settings of ``data``, by name.
+
     Raises:
-        ConfigError: A setting of ``data``, by its name, is not empty.
+        ConfigError: One of them is not empty.
     """
     for name, value in given.items():
         if value:
             text = ", ".join(map(shown, value)) if isinstance(value, list | tuple) else value
             raise ConfigError(
-                f"data.{name}={text}: the task mlm takes no labels. Leave it out. Parts are named "
-                "by files (--valid, --test) or by split=... in the headers."
+                f"data.{name}={text}: the task mlm takes no labels. Leave it out.{hint}"
             )
 
 
@@ -248,7 +249,7 @@ def to_dataset(
     codec: LabelCodec,
     tokenizer: Tokenizer,
 ) -> SequenceDataset:
-    """The records with their targets; for mlm each residue is its own.
+    """The records with their targets; none for mlm, where each residue is its own.
 
     Raises:
         LabelError: Labels are not among the classes, or of another length than the sequence: all
@@ -256,9 +257,7 @@ def to_dataset(
     """
     ids = [record.id for record in data.records]
     if codec.task == "mlm":
-        plain = SequenceDataset.from_lists(ids, data.tokens)
-        own = class_of(plain.tokens, codec.num_outputs)
-        return replace(plain, targets=own, per_residue=True)
+        return SequenceDataset.from_lists(ids, data.tokens)
     per_residue = is_residue(codec.task)
     targets: list[Any] = []
     bad: list[Reject] = []

@@ -47,14 +47,14 @@ class Places:
             self._file.close()
 
     def _may_be_in_file(self, name: str) -> bool:
-        byte, bit = divmod(hash(name) % FILTER_BITS, 8)
+        byte, bit = _slot(name)
         return bool(self._filter[byte] >> bit & 1)
 
     def _move_to_file(self) -> None:
-        if self._file is None:
-            self._file = _make_file()
-            self._filter = bytearray(FILTER_BITS // 8)
         try:
+            if self._file is None:
+                self._file = _make_file()
+                self._filter = bytearray(FILTER_BITS // 8)
             with self._file:
                 in_order = sorted(self._new.items())
                 self._file.executemany("INSERT INTO ids VALUES (?, ?)", in_order)
@@ -64,9 +64,14 @@ class Places:
                 f"there to find repeated ones ({error}). Make room, or set TMPDIR to another one."
             ) from error
         for name in self._new:
-            byte, bit = divmod(hash(name) % FILTER_BITS, 8)
+            byte, bit = _slot(name)
             self._filter[byte] |= 1 << bit
         self._new.clear()
+
+
+def _slot(name: str) -> tuple[int, int]:
+    """Byte and bit of the filter."""
+    return divmod(hash(name) % FILTER_BITS, 8)
 
 
 def _make_file() -> sqlite3.Connection:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from seqtrain.data.corruption import Corruption
+from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
 from seqtrain.data.join import (
@@ -42,7 +42,7 @@ class PreparedData:
     """Everything that training needs to know about the data."""
 
     train: SequenceDataset
-    """Of mlm with all its residues to be seen: training hides others in each epoch."""
+    """Of mlm without targets: training hides other residues in each epoch."""
     valid: SequenceDataset
     """Of mlm with some residues hidden, as is ``test``; see :mod:`seqtrain.data.corruption`."""
     test: SequenceDataset | None
@@ -118,6 +118,8 @@ def prepare_data(
         raise DataError("There is no training file; name one with --train.")
     if task == "mlm":
         refuse_labels(
+            " Name files of your own by --train (with -n mlm there are no others); parts are named "
+            "by files (--valid, --test) or by split=... in the headers.",
             labels=labels,
             id_column=id_column,
             label_column=label_column,
@@ -166,6 +168,9 @@ def prepare_data(
     whole = to_dataset(data, table, codec, tokenizer)
     parts = {name: whole.subset(np.flatnonzero(partition.parts == name)) for name in SPLITS}
     if codec.task == "mlm":
+        for name, part in parts.items():
+            if len(part):
+                _check_letters(part, tokenizer, f"the {name} part")
         hide = Corruption.for_evaluation(tokenizer)
         parts |= {name: hide(parts[name]) for name in ("valid", "test")}
     how = {
@@ -212,6 +217,16 @@ def _fit(
     return codec
 
 
+def _check_letters(part: SequenceDataset, tokenizer: Tokenizer, what: str) -> None:
+    """Refuse records in which mlm finds nothing to hide."""
+    alphabet = tokenizer.alphabet
+    if not count_letters(part, len(alphabet.letters)).any():
+        raise DataError(
+            f"{what} holds no letter to hide: expected some of {alphabet.letters}, found none but "
+            f"{alphabet.unknown} and the like."
+        )
+
+
 def read_for_model(
     paths: Sequence[str],
     tokenizer: Tokenizer,
@@ -256,6 +271,7 @@ def read_for_model(
         )
     if codec.task == "mlm":
         whole = to_dataset(data, header_splits(data.records), codec, tokenizer)
+        _check_letters(whole, tokenizer, ", ".join(map(shown, paths)))
         return Corruption.for_evaluation(tokenizer)(whole)
     table = join_labels(data.records, labels, id_column=id_column, label_column=label_column)
     check_labels(data.records, table, codec.task)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from seqtrain.data.corruption import count_letters
 from seqtrain.data.files import file_facts
 from seqtrain.data.join import Tokenized, label_source, letter_counts, looks_like
 from seqtrain.data.label_table import LabelTable
@@ -71,7 +72,9 @@ def _part_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
 
 def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
     targets = part.targets
-    assert targets is not None
+    if targets is None:
+        letters = count_letters(part, len(codec.classes)).tolist()
+        return {"classes": dict(zip(codec.classes, letters, strict=True))}
     if is_regression(codec.task):
         missing = np.isnan(targets)
         absent = {"missing_residues": int(missing.sum())} if part.per_residue else {}

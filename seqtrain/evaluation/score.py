@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from seqtrain.data.audit import length_only_baseline, majority_baseline
+from seqtrain.data.corruption import count_letters
 from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
@@ -65,10 +66,11 @@ class TrainingPart:
 
     @classmethod
     def of(cls, train: SequenceDataset, num_classes: int) -> "TrainingPart":
-        """The summary of a labelled dataset."""
-        assert train.targets is not None
+        """The summary of a labelled dataset, or of one whose residues are their own labels."""
         targets = train.targets
-        if train.per_residue and np.issubdtype(targets.dtype, np.floating):
+        if targets is None:
+            targets = count_letters(train, num_classes)
+        elif train.per_residue and np.issubdtype(targets.dtype, np.floating):
             targets = np.nanmean(targets, keepdims=True)
         elif train.per_residue:
             targets = np.bincount(targets[targets >= 0], minlength=num_classes)

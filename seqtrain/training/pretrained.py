@@ -34,7 +34,7 @@ def check_fits(config: RunConfig, tokenizer: Tokenizer, pretrained: LoadedRun) -
         option = key.removesuffix(".name") if key in _GROUPS else key
         raise ConfigError(
             f"{key}={found.get(key)}: the encoder of {config.encoder.pretrained} was trained with "
-            f"{value}. Leave it out or set {option}={value}, or leave out encoder.pretrained."
+            f"{value}. Set {option}={value}, or leave out encoder.pretrained."
         )
 
 

@@ -85,6 +85,8 @@ def test_eval_agrees_with_its_table_and_with_the_run(
     value = again["metrics"]["perplexity"]["value"]
     assert value == pytest.approx(found["metrics"]["perplexity"]["value"], rel=1e-4)
     refused(program(*ask, "--labels", files / "labels.tsv"), "the task mlm takes no labels")
+    (tmp_path / "x.fasta").write_text(">x\nXXXX\n")
+    refused(program("eval", mlm_run, tmp_path / "x.fasta"), "holds no letter to hide")
 
 
 def test_predict_reads_with_nothing_hidden(program: Program, mlm_run: Path, tmp_path: Path) -> None:
@@ -239,9 +241,9 @@ class TestPretrained:
         ("override", "said"),
         [
             ("encoder.embed_dim=16", "encoder.embed_dim=16: the encoder of"),
-            ("encoder=transformer", "set encoder=cnn"),
-            ("norm=layer", "set norm=masked_batch"),
-            ("tokenizer.ambiguous=keep", "set tokenizer.ambiguous=unknown"),
+            ("encoder=transformer", "Set encoder=cnn"),
+            ("norm=layer", "Set norm=masked_batch"),
+            ("tokenizer.ambiguous=keep", "Set tokenizer.ambiguous=unknown"),
         ],
     )
     def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -259,6 +261,57 @@ class TestPretrained:
         refused(done, "encoder.pretrained", "not a run directory")
         compared = program("compare-norms", *self.options(files, mlm_run), "-o", tmp_path / "c")
         refused(compared, "encoder.pretrained: arms of a comparison")
+
+    def test_it_is_not_the_run_itself(
+        self, program: Program, mlm_run: Path, files: Path, tmp_path: Path
+    ) -> None:
+        itself = shutil.copytree(mlm_run, tmp_path / "itself")
+        done = program("train", *self.options(files, itself), "-o", itself, "--overwrite")
+        refused(done, "is the run directory itself")
+        assert (itself / "summary.json").exists()
+        empty = program("train", "encoder.pretrained=", "-o", tmp_path / "run")
+        refused(empty, "encoder.pretrained: expected a run or bundle")
+
+    def test_sequences_of_another_alphabet_are_refused(
+        self, program: Program, mlm_run: Path, tmp_path: Path
+    ) -> None:
+        rows = (f">r{i} label={'ab'[i % 2]}\n{'ACGT' * 20}{'G' * i}\n" for i in range(40))
+        (tmp_path / "dna.fasta").write_text("".join(rows))
+        done = program(
+            *("train", "--train", tmp_path / "dna.fasta", f"encoder.pretrained={mlm_run}"),
+            *("-o", tmp_path / "run"),
+        )
+        refused(done, "tokenizer.alphabet=dna: the encoder of", "was trained with protein")
+
+    def test_settings_of_its_own_encoder_are_taken(
+        self, program: Program, files: Path, tmp_path: Path
+    ) -> None:
+        """Though the default encoder has none of that name."""
+        options = self.options(files, tmp_path / "transformer")
+        small = ["encoder=transformer", "encoder.num_heads=2", "encoder.embed_dim=8"]
+        done = program(
+            *("train", *options[:4], *small, "encoder.num_layers=1", "trainer.max_epochs=1"),
+            *("-o", tmp_path / "transformer"),
+        )
+        assert done.returncode == 0, done.stderr
+        done = program("train", *options, "encoder.num_heads=2", "--dry-run", "--json")
+        assert json.loads(done.stdout)["config"]["encoder"]["num_heads"] == 2
+
+    def test_an_unfinished_one_is_told_and_another_in_its_place_refused(
+        self, program: Program, mlm_run: Path, files: Path, tmp_path: Path
+    ) -> None:
+        pretrained = shutil.copytree(mlm_run, tmp_path / "pretrained")
+        (pretrained / "summary.json").unlink()
+        run = tmp_path / "run"
+        done = program("train", *self.options(files, pretrained), "-o", run)
+        assert f"warning: {pretrained} has not ended" in done.stderr
+        shutil.rmtree(run / "checkpoints")  # as if killed before the first one
+        (run / "summary.json").unlink()
+        other = program("train", *self.options(files, mlm_run), "-o", tmp_path / "other")
+        assert other.returncode == 0, other.stderr
+        shutil.rmtree(pretrained)
+        shutil.copytree(tmp_path / "other", pretrained)
+        refused(program("train", "--resume", "-o", run), "was to begin with model")
 
     def test_a_dry_run_says_so(
         self, program: Program, mlm_run: Path, files: Path, tmp_path: Path

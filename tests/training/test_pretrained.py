@@ -108,12 +108,12 @@ class TestFit:
         setattr(getattr(config, section), name, value)
         message = refusal(config, pretrained)
         assert message.startswith(f"{section}.{name}={value}: the encoder of runs/pre")
-        assert f"set {fix}," in message
+        assert f"Set {fix}," in message
 
     def test_another_encoder_is_named_first(self) -> None:
         message = refusal(tiny_config("transformer"), run_of(tiny_config()))
         assert message.startswith("encoder.name=transformer")
-        assert "set encoder=cnn," in message
+        assert "Set encoder=cnn," in message
 
     def test_another_tokenizer(self) -> None:
         message = refusal(tiny_config(), run_of(tiny_config()), Tokenizer(RNA))
@@ -149,11 +149,9 @@ class TestOpenSettings:
             "tokenizer.gap=unknown",
         )
         found = load_config("config", ["data=files"], like=before)
-        assert (found.encoder, found.norm, found.tokenizer) == (
-            before.encoder,
-            before.norm,
-            before.tokenizer,
-        )
+        assert (found.encoder, found.norm) == (before.encoder, before.norm)
+        assert found.tokenizer.gap == "unknown"
+        assert found.tokenizer.alphabet is None, "sequences tell their own, which has to fit"
         assert load_config("config", ["data=files"]) == self.like(), "and forgotten again"
 
     @pytest.mark.parametrize(
@@ -183,6 +181,18 @@ class TestOpenSettings:
     def test_an_experiment_that_says_so_stays(self) -> None:
         found = load_config("ncrna", like=self.like("encoder.embed_dim=32"))
         assert found.encoder.embed_dim == 128
+
+    @pytest.mark.parametrize("encoder", ["cnn", "transformer"])
+    def test_a_file_that_chooses_encoder_and_norm_stays(self, tmp_path: Path, encoder: str) -> None:
+        """Be it the choice of the default config or another."""
+        (tmp_path / "experiment").mkdir()
+        (tmp_path / "experiment" / "mine.yaml").write_text(
+            f"# @package _global_\ndefaults:\n  - override /encoder: {encoder}\n"
+            "  - override /norm: rms\n  - override /data: files\n"
+        )
+        for other in ("encoder=cnn", "encoder=transformer"):
+            found = load_config("mine", config_dir=tmp_path, like=self.like(other))
+            assert (found.encoder.name, found.norm.name) == (encoder, "rms")
 
     def test_dropout_and_the_pretrained_of_the_pretrained_are_not(self) -> None:
         before = self.like("encoder.dropout=0.4", "encoder.pretrained=older")
