@@ -46,8 +46,8 @@ def load_config(
         config_dir: A folder of the user's own, searched before ``conf/``.
         values: Settings by dotted key, set on the composed config. Paths go in here: an override
             string would misread ``a,b=c.fasta``.
-        like: A run whose encoder (without its dropout), norm and tokenizer stand where the
-            defaults stood: what files and overrides say still goes before them.
+        like: A run whose encoder (without its dropout), norm and tokenizer (without its alphabet)
+            stand where the defaults stood: what files and overrides say still goes before them.
 
     Raises:
         ConfigError: unknown name or key (with the nearest one), wrong type, contradiction.

@@ -224,7 +224,8 @@ class EncoderConfig:
     """Share of channels dropped in each block while training."""
     pretrained: str | None = None
     """Run or bundle, of any task, whose encoder training begins with; none: random weights. What
-    is left open of encoder, norm and tokenizer is then as it is there, but for the dropout."""
+    is left open of encoder, norm and tokenizer is then as it is there, but for dropout and
+    alphabet."""
 
     def __post_init__(self) -> None:
         if self.pretrained == "":

@@ -1,6 +1,9 @@
 """A small data set, settings that train on it in a second, and the installed program."""
 
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +25,24 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 def command(*arguments: str | Path) -> list[str]:
     """The installed program with these arguments."""
     return [str(Path(sys.executable).with_name("seqtrain")), *map(str, arguments)]
+
+
+def interrupt(number: signal.Signals, line: str, *arguments: str | Path) -> tuple[int, str]:
+    """Start the program and send it a signal once a line of stderr matches.
+
+    Returns:
+        Its exit status, and what it wrote to stderr after that line.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        command(*arguments), env=environment, stderr=subprocess.PIPE, text=True
+    )
+    with started as process:
+        assert process.stderr is not None
+        assert any(re.match(line, written) for written in process.stderr), "no such line"
+        process.send_signal(number)
+        said = process.stderr.read()
+        return process.wait(timeout=60), said
 
 
 def write_records(folder: Path, num_records: int = 60, seed: int = 0) -> None:

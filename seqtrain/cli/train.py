@@ -139,6 +139,7 @@ def _plan(
 def _pretrained(config: "RunConfig") -> "LoadedRun | None":
     """The run or bundle whose encoder is to begin with."""
     from seqtrain.export.bundle import open_run
+    from seqtrain.training.checkpoint import RunDir
 
     path = config.encoder.pretrained
     if path is None:
@@ -147,7 +148,7 @@ def _pretrained(config: "RunConfig") -> "LoadedRun | None":
         found = open_run(Path(path))
     except CheckpointError as error:
         raise CheckpointError(f"encoder.pretrained: {error}") from error
-    if Path(path).is_dir() and not (Path(path) / "summary.json").exists():
+    if Path(path).is_dir() and not RunDir(Path(path)).summary.exists():
         print(
             f"warning: {path} has not ended; its encoder is taken as the best epoch so far left it",
             file=sys.stderr,

@@ -109,7 +109,7 @@ class Corruption:
             is_letter & ((_unit(draws) < self.fraction) | (draws == lowest[record]))
         )
         targets = np.full(len(tokens), IGNORE, dtype=np.int64)
-        targets[hidden] = class_of(tokens[hidden], self.num_letters)
+        targets[hidden] = tokens[hidden].astype(np.int64) - 1  # classes are in token order
         shown = tokens.copy()
         shown[hidden] = self._shown(tokens[hidden], _mix(draws[hidden] + _STEP))
         return shown, targets
@@ -131,13 +131,6 @@ def count_letters(dataset: SequenceDataset, num_letters: int) -> Int64[np.ndarra
     found = dataset.token_counts()[1 : 1 + num_letters]
     counts[: len(found)] = found
     return counts
-
-
-def class_of(tokens: UInt8[np.ndarray, " R"], num_letters: int) -> Int64[np.ndarray, " R"]:
-    """The class of each residue in masked language modelling; ``IGNORE`` for other letters."""
-    is_letter = (tokens >= 1) & (tokens <= num_letters)
-    classes: np.ndarray = np.where(is_letter, tokens.astype(np.int64) - 1, IGNORE)
-    return classes
 
 
 def _unit(draws: UInt64[np.ndarray, " R"]) -> Float64[np.ndarray, " R"]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_program import SMALL, Program, command
+from small_program import SMALL, Program, interrupt
 
 pytestmark = pytest.mark.slow
 
@@ -136,18 +135,8 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     whole = program("train", *longer, "-o", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     run = tmp_path / "cut"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command("train", *longer, "-o", run), env=environment, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(signal.SIGINT)
-    process.stderr.read()
-    assert process.wait(timeout=60) == 130
-    process.stderr.close()
+    status, _ = interrupt(signal.SIGINT, "epoch 3/", "train", *longer, "-o", run)
+    assert status == 130
     resumed = program("train", "--resume", "-o", run)
     assert resumed.returncode == 0, resumed.stderr
     final = "checkpoints/last/model.safetensors"
@@ -205,19 +194,8 @@ class TestPretrained:
         done = program("train", *options, "-o", tmp_path / "whole")
         assert done.returncode == 0, done.stderr
         run = tmp_path / "cut"
-        process = subprocess.Popen(
-            command("train", *options, "trainer.checkpoint_minutes=9", "-o", run),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "step 1/" in line or line.startswith("epoch 1/"):
-                break
-        process.kill()
-        process.wait(timeout=60)
-        process.stderr.close()
+        longer = [*options, "trainer.checkpoint_minutes=9"]
+        interrupt(signal.SIGKILL, "(?:.*step|epoch) 1/", "train", *longer, "-o", run)
         shutil.rmtree(pretrained)
         resumed = program("train", "--resume", "-o", run)
         assert resumed.returncode == 0, resumed.stderr

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from small_program import SMALL, Program, command
+from small_program import SMALL, Program, command, interrupt
 
 pytestmark = pytest.mark.slow
 
@@ -158,20 +157,9 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     whole = program("train", *longer, "-o", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     run = tmp_path / "cut"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command("train", *longer, "-o", run), env=environment, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(number)
-    said = process.stderr.read()
-    process.wait(timeout=60)
-    process.stderr.close()
+    status, said = interrupt(number, "epoch 3/", "train", *longer, "-o", run)
     if number == signal.SIGINT:
-        assert process.returncode == 130
+        assert status == 130
         assert "--resume" in said
     assert not (run / "summary.json").exists()
     resumed = program("train", "--resume", "-o", run)

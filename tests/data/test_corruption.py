@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny_models import TOKENIZER
 
 from seqtrain.data.alphabet import DNA, PROTEIN
-from seqtrain.data.corruption import Corruption, class_of
+from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.labels import IGNORE
 from seqtrain.data.store import GATHERED, SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
@@ -180,6 +180,7 @@ def test_shares_out_of_range_are_refused() -> None:
             Corruption(20, MASK, fraction, masked, replaced)
 
 
-def test_classes_are_the_letters_in_token_order() -> None:
-    tokens = TOKENIZER.encode("ACYX")
-    assert class_of(tokens, 20).tolist() == [0, 1, 19, IGNORE]
+def test_letters_are_counted_in_token_order_and_no_others() -> None:
+    dataset = SequenceDataset.from_lists(["a"], [TOKENIZER.encode("ACXXYCA")])
+    counts = dict(zip(TOKENIZER.alphabet.letters, count_letters(dataset, 20), strict=True))
+    assert {letter: n for letter, n in counts.items() if n} == {"A": 2, "C": 2, "Y": 1}
