@@ -19,9 +19,9 @@ from tiny_training import tiny_trainer
 from seqtrain.compose import load_config
 from seqtrain.data.batching import Batch, collate
 from seqtrain.data.corruption import Corruption
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE
 from seqtrain.data.prepare import prepare_data, read_for_model
-from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.pipeline import Plan, plan_run, train_run

@@ -11,8 +11,8 @@ from tiny_models import CODECS, TOKENIZER, tiny_config
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.config import OptimConfig
 from seqtrain.data.corruption import Corruption
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.events import EpochEvent, StepEvent
 from seqtrain.training.objective import Objective

@@ -17,8 +17,8 @@ from seqtrain.bench.synthetic import CODEC, TOKENIZER, draw_dataset, draw_length
 from seqtrain.bench.timing import ModelClock, alternate, paired_ratio
 from seqtrain.bench.trainers import BATCH_SIZE, packed_model, plain_model
 from seqtrain.data.batching import collate, plan_batches
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, scan_fasta
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import PAD
 from seqtrain.evaluation.predict import Predictor
 from seqtrain.evaluation.tables import Table

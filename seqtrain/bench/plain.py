@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.tokenizer import PAD
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from seqtrain.data.alphabet import ALPHABETS
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import LabelCodec
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 
 MEDIAN, SPREAD, SHORTEST, LONGEST = 180, 0.7, 30, 1000

@@ -23,7 +23,7 @@ from seqtrain.bench.trainers import (
     plain_trainer,
 )
 from seqtrain.data.batching import collate
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.nn.products import HAS_ONEDNN, linear
 from seqtrain.reporting import JsonLines, TensorBoard
 from seqtrain.training.checkpoint import RunDir

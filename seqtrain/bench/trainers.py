@@ -8,7 +8,7 @@ from seqtrain.bench.plain import PlainCnn, PlainModel, PlainTrainer, PlainTransf
 from seqtrain.bench.synthetic import CLASSES, CODEC, TOKENIZER
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.config import CnnConfig, EncoderConfig, NormConfig, RunConfig, TransformerConfig
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.objective import Objective

@@ -77,9 +77,10 @@ def tokenize(
     from json import dumps
 
     from seqtrain.data.check import tokenizer_for
+    from seqtrain.data.dataset import SequenceDataset
     from seqtrain.data.join import read_records
     from seqtrain.data.join import tokenize as tokenize_records
-    from seqtrain.data.store import SequenceDataset, write_store
+    from seqtrain.data.store import write_store
 
     records, rejects = read_records(fasta)
     tokenizer = tokenizer_for(records, alphabet)

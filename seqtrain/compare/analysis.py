@@ -12,7 +12,7 @@ import numpy as np
 from seqtrain.compare.measures import steps_to
 from seqtrain.compare.plan import Comparison, Condition
 from seqtrain.compare.run import Result, outputs_of
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.evaluation.score import residue_counts
 from seqtrain.evaluation.statistics import (
     Difference,

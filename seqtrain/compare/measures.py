@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_regression
-from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.nn.norms import update_bn_stats
 from seqtrain.training import calibration

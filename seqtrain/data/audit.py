@@ -17,8 +17,8 @@ from seqtrain.data.baselines import (
     length_only_baseline,
     majority_baseline,
 )
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.similarity import IDENTITY, similar_pairs
-from seqtrain.data.store import SequenceDataset
 
 __all__ = [
     "Duplicates",

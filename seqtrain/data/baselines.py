@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE, is_residue
-from seqtrain.data.store import SequenceDataset
 
 Scores = dict[str, float]
 """Metrics by the names of the command line; NaN where one is not defined."""

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import PAD
 
 PLANS = ("random", "bucketed", "packed")

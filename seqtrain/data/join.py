@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
+from seqtrain.data.dataset import GATHERED, SequenceDataset
 from seqtrain.data.fasta import Record, Reject, reject_message, scan_fasta
 from seqtrain.data.files import shown
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
 from seqtrain.data.labels import LabelCodec, is_regression, is_residue, read_number, read_numbers
-from seqtrain.data.store import GATHERED, SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError, LabelError
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Shaped
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject, reject_message
 from seqtrain.data.join import Tokenized, split_source
 from seqtrain.data.label_table import LabelTable, split_name
 from seqtrain.data.labels import LabelCodec, is_regression, mean_number
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
-from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import ConfigError, DataError, LabelError
 
 

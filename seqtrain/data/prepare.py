@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from seqtrain.data.corruption import Corruption, count_letters
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
 from seqtrain.data.join import (
@@ -26,7 +27,6 @@ from seqtrain.data.labels import LabelCodec, infer_task
 from seqtrain.data.partition import complete_parts, given_parts
 from seqtrain.data.report import data_report
 from seqtrain.data.splits import SPLITS
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, LabelError
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from seqtrain.data.corruption import count_letters
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.files import file_facts
 from seqtrain.data.join import Tokenized, label_source, letter_counts, looks_like
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec, is_regression
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 
 IDENTITY = 0.8
 """Share of equal residues from which two records count as similar."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.similarity import IDENTITY, cluster, similar_pairs
-from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from seqtrain.data.batching import collate, plan_batches
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.files import shown
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.predict import NOT_FINITE, read_chunks

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject, reject_message
 from seqtrain.data.files import shown
 from seqtrain.data.join import looks_like
 from seqtrain.data.labels import LabelCodec, is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
 from seqtrain.evaluation.applicability import TrainingRange

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_regression, is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.errors import DataError
 from seqtrain.evaluation.predict import NOT_FINITE, Prediction
 from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 
 from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.corruption import count_letters
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
 from seqtrain.training.metrics import (

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from seqtrain.data.batching import collate
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import read_fasta
 from seqtrain.data.labels import LabelCodec, is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.evaluation.predict import Predictor
 from seqtrain.export.program import Runner
 from seqtrain.training.checkpoint import LoadedRun

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from seqtrain.data.batching import Batch, collate, plan_batches
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE, is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.device import autocast
 from seqtrain.training.metrics import (

@@ -14,7 +14,7 @@ import torch
 
 from seqtrain.data.batching import Batch, collate, plan_batches
 from seqtrain.data.corruption import Corruption
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError, TrainingError
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.checkpoint import (

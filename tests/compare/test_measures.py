@@ -20,7 +20,7 @@ from seqtrain.compare.measures import (
     train_eval_losses,
 )
 from seqtrain.compare.run import Result
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs
 

@@ -16,7 +16,7 @@ from seqtrain.data.audit import (
     length_only_baseline,
     majority_baseline,
 )
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 
 
 def as_dataset(records, targets=None, per_residue=False):

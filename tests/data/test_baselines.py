@@ -16,7 +16,7 @@ from seqtrain.data.baselines import (
     majority_baseline,
     score,
 )
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.training.metrics import compute_metrics
 
 NAMES = {

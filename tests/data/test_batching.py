@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtrain.data.batching import collate, padding_share, plan_batches
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 
 lengths_of = st.lists(st.integers(1, 200), min_size=0, max_size=120).map(
     lambda values: np.array(values, dtype=np.int64)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtrain.data import similarity
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.similarity import SimilarPairs, cluster, similar_pairs, word_length
-from seqtrain.data.store import SequenceDataset
 
 PROTEIN = "ACDEFGHIKLMNPQRSTVWY"
 DNA = "ACGT"

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqtrain.data import store
-from seqtrain.data.store import SequenceDataset, open_store, write_store
+from seqtrain.data import dataset as ragged_arrays
+from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.store import open_store, write_store
 from seqtrain.errors import DataError
 
 KINDS = ("none", "classes", "values", "multilabel", "residue_classes", "residue_values")
@@ -54,7 +55,7 @@ def test_subset_holds_the_chosen_records_in_the_order_asked_for(kind, lengths, d
     dataset, tokens, _ = make(kind, lengths)
     indices = data.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=15))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "GATHERED", data.draw(st.integers(1, 5)))
+        patch.setattr(ragged_arrays, "GATHERED", data.draw(st.integers(1, 5)))
         part = dataset.subset(np.array(indices, dtype=np.int64))
     assert list(part.ids) == [dataset.ids[i] for i in indices]
     for new, old in enumerate(indices):
@@ -68,7 +69,7 @@ def test_subset_holds_the_chosen_records_in_the_order_asked_for(kind, lengths, d
 def test_tokens_are_counted_however_many_at_once(lengths, at_once):
     dataset, tokens, _ = make("none", lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "COUNTED", at_once)
+        patch.setattr(ragged_arrays, "COUNTED", at_once)
         counts = dataset.token_counts()
     assert counts.tolist() == np.bincount(np.concatenate(tokens)).tolist()
 

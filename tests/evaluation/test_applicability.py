@@ -7,7 +7,7 @@ import pytest
 from tiny_models import TOKENIZER
 
 from seqtrain.data.alphabet import ALPHABETS
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.evaluation.applicability import TrainingRange
 

@@ -8,7 +8,7 @@ import torch
 from tiny_models import CODECS
 from tiny_runs import tiny_run
 
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import DataError
 from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.training.checkpoint import load_run

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from tiny_models import CODECS
 from tiny_training import IGNORED, tiny_dataset
 
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.score import (
     Evaluation,

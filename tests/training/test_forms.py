@@ -8,7 +8,7 @@ from tiny_training import tiny_dataset
 
 from seqtrain.config import ENCODERS
 from seqtrain.data.batching import collate, plan_batches
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.training.device import autocast
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, predict_outputs, score_outputs

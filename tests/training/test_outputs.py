@@ -9,8 +9,8 @@ from sklearn import metrics as sk
 from tiny_models import tiny_model
 from tiny_training import IGNORED, assert_same_weights, tiny_dataset, weights
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_residue
-from seqtrain.data.store import SequenceDataset
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, predict_outputs, score_outputs

@@ -19,7 +19,7 @@ from tiny_training import (
 )
 
 from seqtrain.data.batching import Batch
-from seqtrain.data.store import SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError, TrainingError
 from seqtrain.nn.model import SequenceModel
 from seqtrain.reporting import JsonLines
