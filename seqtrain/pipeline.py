@@ -225,7 +225,7 @@ def _check_same_origin(run: RunDir, now: dict[str, Any]) -> None:
 
 
 def _write_splits(run: RunDir, data: PreparedData) -> None:
-    lines = (f"{record}\t{split}\n" for record, split in data.splits.items())
+    lines = (f"{record}\t{split}\n" for record, split in data.splits())
     write_text(run.path / "splits.tsv", "id\tsplit\n" + "".join(lines))
 
 

@@ -248,7 +248,7 @@ class TestData:
         lines = (f">{name} label=x {key}={part}\nACDE\n" for name, part in parts.items())
         (tmp_path / "x.fasta").write_text("".join(lines))
         data = self.splits(tmp_path / "x.fasta", split_column=None if key == "split" else key)
-        assert data.splits == parts
+        assert dict(data.splits()) == parts
 
     def test_files_name_the_parts(self, tmp_path: Path) -> None:
         paths = {}
@@ -256,7 +256,7 @@ class TestData:
             paths[name] = [str(tmp_path / f"{name}.fasta")]
             (tmp_path / f"{name}.fasta").write_text(f">{name}\nACDE\n")
         data = prepare_data(**paths, task="mlm", alphabet="protein")
-        assert data.splits == {"train": "train", "valid": "valid"}
+        assert dict(data.splits()) == {"train": "train", "valid": "valid"}
 
     @pytest.mark.parametrize(
         ("settings", "said"),

@@ -262,7 +262,7 @@ class TestRun:
         splits = dict(
             line.split("\t") for line in (run.path / "splits.tsv").read_text().split("\n")[1:-1]
         )
-        assert splits == plan.data.splits
+        assert splits == dict(plan.data.splits())
         assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
             "best",
             "last",

@@ -114,7 +114,7 @@ def _where(
     import torch
 
     from seqtrain.config import PRECISIONS, one_of
-    from seqtrain.evaluation.writing import check_place
+    from seqtrain.data.files import check_place
     from seqtrain.training.device import choose_device, choose_training_precision
 
     if json is not None:

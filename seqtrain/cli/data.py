@@ -72,25 +72,36 @@ def tokenize(
     fasta: options.Fasta,
     output: Annotated[Path, typer.Option("--output", "-o", help="The store, an Arrow file.")],
     alphabet: Alphabet = None,
+    ambiguous: Annotated[
+        str, typer.Option(help="Ambiguity codes: unknown (read as X or N), keep or error.")
+    ] = "unknown",
+    gap: Annotated[str, typer.Option(help="Gaps: drop, unknown or error.")] = "drop",
+    stop: Annotated[str, typer.Option(help="Stops: drop, unknown or error.")] = "drop",
+    other: Annotated[
+        str, typer.Option(help="Letters outside the alphabet: error or unknown.")
+    ] = "error",
 ) -> None:
-    """Write the token ids of all records as one Arrow IPC file, to be memory-mapped."""
-    from json import dumps
+    """Write the token ids of all records as one Arrow file, to train on without reading them again.
 
+    `seqtrain train` takes it in place of the FASTA files (--train, --valid, --test). It is mapped
+    into memory, which then does not grow with the sequences. Temporary files of its size lie
+    beside it while it is made.
+    """
     from seqtrain.data.check import tokenizer_for
-    from seqtrain.data.dataset import SequenceDataset
-    from seqtrain.data.join import read_records
-    from seqtrain.data.join import tokenize as tokenize_records
+    from seqtrain.data.files import check_place
     from seqtrain.data.store import write_store
+    from seqtrain.data.tokenized import tokenize_fasta
 
-    records, rejects = read_records(fasta)
-    tokenizer = tokenizer_for(records, alphabet)
-    data = tokenize_records(records, rejects, tokenizer)
-    dataset = SequenceDataset.from_lists([record.id for record in data.records], data.tokens)
-    write_store(output, dataset, {"tokenizer": dumps(tokenizer.to_dict())})
-    print(
-        f"{len(dataset):,} records, {len(dataset.tokens):,} residues written to {output}",
-        file=sys.stderr,
+    check_place(output)
+    policies = {"ambiguous": ambiguous, "gap": gap, "stop": stop, "other": other}
+    data, tokenizer = tokenize_fasta(
+        fasta,
+        lambda letters: tokenizer_for(letters, alphabet, **policies),
+        folder=output.absolute().parent,
     )
+    write_store(output, data, tokenizer)
+    records, residues = len(data), len(data.sequences.tokens)
+    print(f"{records:,} records, {residues:,} residues written to {output}", file=sys.stderr)
 
 
 @app.command()

@@ -32,10 +32,11 @@ def evaluate(
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
     load_torch()
+    from seqtrain.data.files import check_place
     from seqtrain.data.labels import is_regression
     from seqtrain.data.prepare import read_for_model
     from seqtrain.evaluation.runs import evaluate_run, write_outputs
-    from seqtrain.evaluation.writing import check_format, check_place
+    from seqtrain.evaluation.writing import check_format
     from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.reporting import stdout_console, to_json
     from seqtrain.training.calibration import calibration_error, calibration_words

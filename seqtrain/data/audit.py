@@ -110,11 +110,8 @@ def find_leaks(
         kmer: Word length; chosen by alphabet and amount of data when not given.
     """
     names, datasets = list(splits), list(splits.values())
-    lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in datasets)])
-    together = SequenceDataset(
-        [record for part in datasets for record in part.ids],
-        np.concatenate([np.empty(0, np.uint8), *(part.tokens for part in datasets)]),
-        np.cumsum(lengths),
+    together = SequenceDataset.concatenated(
+        [SequenceDataset(part.ids, part.tokens, part.offsets) for part in datasets]
     )
     home = np.repeat(np.arange(len(names)), [len(part) for part in datasets])
     pairs = similar_pairs(together, identity=identity, kmer=kmer)

@@ -1,7 +1,7 @@
 """What is in some files, what is wrong with them, and how to divide them."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from seqtrain.data.alphabet import ALPHABETS
-from seqtrain.data.fasta import Record, Reject
-from seqtrain.data.join import join_labels, letter_counts, looks_like, read_records, tokenize
+from seqtrain.data.fasta import Record, Reject, reject, scan_fasta
+from seqtrain.data.join import join_labels
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import infer_task, mean_number
 from seqtrain.data.splits import random_split, similarity_split, stratified_split
+from seqtrain.data.tokenized import Headers, letter_counts, looks_like, tokenize_fasta
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
 
@@ -61,16 +62,18 @@ def _label_facts(values: Sequence[str], task: str) -> dict[str, Any]:
     return {f"label {name}": count for name, count in Counter(values).most_common(20)}
 
 
-def tokenizer_for(records: Sequence[Record], alphabet: str | None = None) -> Tokenizer:
-    """The tokenizer of a named alphabet, or of the one that the letters tell.
+def tokenizer_for(
+    letters: Mapping[str, int], alphabet: str | None = None, **policies: str
+) -> Tokenizer:
+    """The tokenizer of a named alphabet, or of the one that counted letters tell.
 
     Raises:
-        ConfigError: there is no alphabet of that name.
+        ConfigError: there is no alphabet of that name, or no such policy.
     """
-    name = alphabet or looks_like(records)
+    name = alphabet or looks_like(letters)
     if name not in ALPHABETS:
         raise ConfigError(f"--alphabet: expected {', '.join(ALPHABETS)}, found {name!r}.")
-    return Tokenizer(ALPHABETS[name])
+    return Tokenizer(ALPHABETS[name], **policies)
 
 
 def check_files(
@@ -87,21 +90,32 @@ def check_files(
         FastaError: a file as a whole cannot be read.
         LabelError: the label files cannot be read, or do not belong to these records.
     """
-    records, rejects = read_records(list(fasta))
-    tokenizer = tokenizer_for(records, alphabet)
+    records, rejects = _read_records(fasta)
+    tokenizer = tokenizer_for(letter_counts(records), alphabet)
     usable = []
     for record in records:
         reason = tokenizer.problem(record.sequence)
         if reason is None:
             usable.append(record)
         else:
-            rejects.append(Reject(record.id, reason, record.source, record.line, record.index))
+            rejects.append(reject(record, reason))
     table = None
     if labels and usable:
         table = join_labels(usable, list(labels), id_column=id_column, label_column=label_column)
     order = {str(path): number for number, path in enumerate(fasta)}
     rejects.sort(key=lambda reject: (order.get(reject.source, 0), reject.line))
     return Check(usable, rejects, tokenizer, table)
+
+
+def _read_records(paths: Sequence[str]) -> tuple[list[Record], list[Reject]]:
+    records: list[Record] = []
+    rejects: list[Reject] = []
+    for item in scan_fasta(paths):
+        if isinstance(item, Record):
+            records.append(item)
+        else:
+            rejects.append(item)
+    return records, rejects
 
 
 def write_quarantine(found: Check, fasta: Sequence[str]) -> list[Path]:
@@ -143,24 +157,22 @@ def split_files(
         LabelError: labels are missing.
         DataError: a stratified split without labels.
     """
-    records, rejects = read_records(list(fasta))
-    tokenizer = tokenizer_for(records)
-    data = tokenize(records, rejects, tokenizer)
+    data, _ = tokenize_fasta(fasta, tokenizer_for)
+    ids = list(data.sequences.ids)
     if method == "random":
-        parts = random_split(len(data.records), fractions, seed)
+        parts = random_split(len(data), fractions, seed)
     elif method == "similarity":
-        parts = similarity_split([r.sequence for r in data.records], fractions, seed)
+        parts = similarity_split(data.sequences, fractions, seed)
     else:
-        if not labels and not any("label=" in r.description for r in data.records):
+        if not labels and not any("label=" in text for text in data.descriptions):
             raise DataError(
                 "--method stratified needs labels: give --labels, or use random or similarity."
             )
-        table = join_labels(
-            data.records, list(labels), label_column=label_column, id_column=id_column
-        )
-        values = [table.values[record.id] for record in data.records]
+        headers = Headers([data])
+        table = join_labels(headers, labels, label_column=label_column, id_column=id_column)
+        values = [table.values[record] for record in ids]
         parts = stratified_split(_strata(values, table), fractions, seed)
-    return list(zip(_ids(data.records), parts.tolist(), strict=True))
+    return list(zip(ids, parts.tolist(), strict=True))
 
 
 def _strata(values: Sequence[str], table: LabelTable) -> Any:
@@ -173,7 +185,3 @@ def _strata(values: Sequence[str], table: LabelTable) -> Any:
     if task == "residue_classification":
         return [sorted(set(value)) for value in values]
     return list(values)
-
-
-def _ids(records: Iterable[Record]) -> list[str]:
-    return [record.id for record in records]

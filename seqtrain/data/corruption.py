@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8, UInt64
 
-from seqtrain.data.dataset import GATHERED, SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE
+from seqtrain.data.ragged import GATHERED
 from seqtrain.data.tokenizer import Tokenizer
 
 MASK_FRACTION = 0.15

@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-GATHERED = 2**13
-"""Records whose residues are copied at once."""
-
-COUNTED = 2**20
-"""Residues that are counted at once."""
+from seqtrain.data.ragged import GATHERED, Texts, byte_counts, gather, offsets_of, positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +66,35 @@ class SequenceDataset:
                 anything else float32.
             per_residue: Each target is an array as long as its record.
         """
-        lengths = np.fromiter(map(len, token_arrays), np.int64, len(token_arrays))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        tokens = np.concatenate([np.empty(0, np.uint8), *token_arrays])
-        if targets is None:
-            return cls(ids, tokens, offsets)
-        if per_residue and [len(t) for t in targets] != lengths.tolist():
+        offsets = offsets_of(np.fromiter(map(len, token_arrays), np.int64, len(token_arrays)))
+        dataset = cls(ids, np.concatenate([np.empty(0, np.uint8), *token_arrays]), offsets)
+        return dataset if targets is None else dataset.labelled(targets, per_residue=per_residue)
+
+    @classmethod
+    def concatenated(cls, parts: Sequence["SequenceDataset"]) -> "SequenceDataset":
+        """The records of all parts, one part after the other; a copy unless there is but one.
+
+        Either all parts have targets, of one kind, or none has.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        ids = Texts.of(record for part in parts for record in part.ids)
+        offsets = offsets_of(np.concatenate([part.lengths for part in parts]))
+        tokens = np.concatenate([part.tokens for part in parts])
+        targets = [part.targets for part in parts if part.targets is not None]
+        flat = np.concatenate(targets) if targets else None
+        return cls(ids, tokens, offsets, flat, parts[0].per_residue)
+
+    def labelled(
+        self, targets: Sequence[Any] | np.ndarray, *, per_residue: bool = False
+    ) -> "SequenceDataset":
+        """The same records with targets, as :meth:`from_lists` takes them."""
+        if per_residue and [len(t) for t in targets] != self.lengths.tolist():
             raise ValueError("every residue target must be as long as its record")
         flat = np.concatenate(list(targets)) if per_residue and len(targets) else np.array(targets)
         kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
-        return cls(ids, tokens, offsets, flat.astype(kind), per_residue)
+        flat = flat.astype(kind, copy=False)
+        return SequenceDataset(self.ids, self.tokens, self.offsets, flat, per_residue)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,10 +110,7 @@ class SequenceDataset:
 
     def token_counts(self) -> Int64[np.ndarray, " V"]:
         """How often each token occurs, up to the largest that does."""
-        counts = np.zeros(256, np.int64)
-        for first in range(0, len(self.tokens), COUNTED):  # numpy takes eight bytes for each
-            counts += np.bincount(self.tokens[first : first + COUNTED], minlength=len(counts))
-        return np.trim_zeros(counts, "b")
+        return np.trim_zeros(byte_counts(self.tokens), "b")
 
     def target(self, i: int) -> Any:
         """Target of record ``i``: a number, ``(K,)`` labels, or ``(L,)`` along its residues."""
@@ -110,37 +122,34 @@ class SequenceDataset:
 
     def positions(self, indices: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " T"]:
         """Where the residues of these records lie in ``tokens``, record after record."""
-        lengths = self.offsets[indices + 1] - self.offsets[indices]
-        begins = np.cumsum(lengths) - lengths
-        return np.repeat(self.offsets[indices] - begins, lengths) + np.arange(lengths.sum())
+        return positions(self.offsets[indices], self.lengths[indices])
 
     def subset(self, indices: Int[np.ndarray, " B"] | Sequence[int]) -> "SequenceDataset":
         """A copy of these records, in this order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[chosen])])
+        ids = (
+            self.ids.take(chosen) if isinstance(self.ids, Texts) else [self.ids[i] for i in chosen]
+        )
+        begins, lengths = self.offsets[chosen], self.lengths[chosen]
         targets = self.targets
         if targets is not None:
-            targets = self._gather(targets, chosen) if self.per_residue else targets[chosen]
-        ids = [self.ids[i] for i in chosen.tolist()]
-        tokens = self._gather(self.tokens, chosen)
-        return SequenceDataset(ids, tokens, offsets, targets, self.per_residue)
+            targets = gather(targets, begins, lengths) if self.per_residue else targets[chosen]
+        tokens = gather(self.tokens, begins, lengths)
+        return SequenceDataset(ids, tokens, offsets_of(lengths), targets, self.per_residue)
 
-    def _gather(self, values: np.ndarray, chosen: Int64[np.ndarray, " B"]) -> np.ndarray:
-        """What lies at the residues of these records.
-
-        Some records at a time: a position takes eight times the memory of a token.
-        """
-        out = np.empty(int(self.lengths[chosen].sum()), values.dtype)
-        end = 0
-        for first in range(0, len(chosen), GATHERED):
-            where = self.positions(chosen[first : first + GATHERED])
-            begin, end = end, end + len(where)
-            out[begin:end] = values[where]
-        return out
+    def truncated(self, longest: int) -> "SequenceDataset":
+        """A copy of the first ``longest`` residues of each record, without targets."""
+        lengths = np.minimum(self.lengths, longest)
+        tokens = gather(self.tokens, self.offsets[:-1], lengths)
+        return SequenceDataset(self.ids, tokens, offsets_of(lengths))
 
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over ids, residues and targets; the same wherever they are kept."""
-        digest = hashlib.sha256(json.dumps(list(self.ids)).encode())
+        digest = hashlib.sha256(b"[")
+        for first in range(0, len(self), GATHERED):  # as JSON would give all ids at once
+            text = json.dumps(list(self.ids[first : first + GATHERED]))[1:-1]
+            digest.update((", " * (first > 0) + text).encode())
+        digest.update(b"]")
         for array in (self.tokens, self.offsets, self.targets):
             if array is not None:
                 digest.update(f"{array.dtype.str}{array.shape}{self.per_residue}".encode())

@@ -36,6 +36,16 @@ class Record(NamedTuple):
     """Place among the records of that file, from 0."""
 
 
+class Header(NamedTuple):
+    """What is known of a record beside its sequence, as in ``Record``."""
+
+    id: str
+    description: str
+    source: str
+    line: int
+    index: int  # type: ignore[assignment]
+
+
 class Reject(NamedTuple):
     """One record that cannot be used, and why."""
 
@@ -164,6 +174,11 @@ def read_fasta(paths: Sequence[str | Path]) -> list[Record]:
     return records
 
 
+def reject(record: Record | Header, reason: str) -> Reject:
+    """That this record cannot be used."""
+    return Reject(record.id, reason, record.source, record.line, record.index)
+
+
 def reject_message(rejects: Sequence[Reject]) -> str:
     """One message about records that cannot be used: file by file, the first of each in full."""
     files: dict[str, list[Reject]] = {}
@@ -174,7 +189,7 @@ def reject_message(rejects: Sequence[Reject]) -> str:
 
 def _file_message(source: str, rejects: Sequence[Reject]) -> str:
     lines = [
-        f"record {r.id!r} ({_ordinal(r.index + 1)}, line {r.line}): {r.reason}."
+        f"record {r.id!r} ({_place(r)}): {r.reason}."
         for r in sorted(rejects, key=lambda reject: reject.index)[:MAX_LISTED]
     ]
     if len(rejects) == 1:
@@ -183,6 +198,11 @@ def _file_message(source: str, rejects: Sequence[Reject]) -> str:
         lines.append(f"and {len(rejects) - MAX_LISTED} more.")
     head = f"{shown(source)}: {len(rejects)} records cannot be used:"
     return "\n  ".join([head, *lines])
+
+
+def _place(reject: Reject) -> str:
+    """Among the records, and in the text if the file is one."""
+    return _ordinal(reject.index + 1) + (f", line {reject.line}" if reject.line else "")
 
 
 def _ordinal(number: int) -> str:

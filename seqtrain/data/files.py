@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
-from seqtrain.errors import DataError
+from seqtrain.errors import ConfigError, DataError
 
 STDIN = "-"
 
@@ -27,6 +27,8 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first, or use .gz, .bz2 or .xz",
+    b"ARROW1": "an Arrow file; stores of `seqtrain data tokenize` are for `seqtrain train`, here "
+    "give the FASTA files they were made of",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -131,3 +133,17 @@ def file_facts(path: str | Path) -> dict[str, str | int]:
     with Path(path).open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"path": str(path), "bytes": Path(path).stat().st_size, "sha256": digest}
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path where no file can be, before anything is computed for it.
+
+    Raises:
+        ConfigError: says what is in the way.
+    """
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
+        )
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; expected the name of a file.")

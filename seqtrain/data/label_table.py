@@ -9,7 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from seqtrain.data.fasta import Record, Reject, parse_fasta, refuse_repeats, reject_message
+from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repeats, reject_message
 from seqtrain.data.files import read_lines, shown
 from seqtrain.errors import LabelError
 
@@ -102,7 +102,7 @@ def read_labels(
 
 
 def header_labels(
-    records: Iterable[Record], label_key: str = "label", split_key: str = "split"
+    records: Iterable[Header | Record], label_key: str = "label", split_key: str = "split"
 ) -> LabelTable:
     """Labels from ``label=...`` and ``split=...`` in the headers; records without have none.
 
@@ -119,7 +119,7 @@ def header_labels(
     return _collect(rows, "header", Columns("", label_key, split_key))
 
 
-def header_splits(records: Iterable[Record], split_key: str = "split") -> LabelTable:
+def header_splits(records: Iterable[Header | Record], split_key: str = "split") -> LabelTable:
     """No labels, and the splits that headers name as in :func:`header_labels`."""
     split = _split_attribute(split_key)
     splits = {r.id: found for r in records if (found := _value(split, r))}
@@ -134,7 +134,7 @@ def _attribute(key: str) -> re.Pattern[str]:
     return re.compile(rf'(?:^|[\s;|])(?:{key})=("[^"]*"|\S*)', re.IGNORECASE)
 
 
-def _value(pattern: re.Pattern[str], record: Record) -> str:
+def _value(pattern: re.Pattern[str], record: Header | Record) -> str:
     found = pattern.search(record.description)
     return found[1].strip('"') if found else ""
 

@@ -1,15 +1,16 @@
 """Which part each record is for: as files or a column say, and made where they say nothing."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.fasta import Record, Reject, reject_message
-from seqtrain.data.join import Tokenized, split_source
+from seqtrain.data.fasta import Header, reject, reject_message
+from seqtrain.data.join import split_source
 from seqtrain.data.label_table import LabelTable, split_name
 from seqtrain.data.labels import LabelCodec, is_regression, mean_number
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
@@ -25,7 +26,7 @@ class Partition(NamedTuple):
 
 
 def given_parts(
-    records: Sequence[Record], table: LabelTable, files: Mapping[str, Sequence[str]]
+    records: Sequence[Header], table: LabelTable, files: Mapping[str, Sequence[str]]
 ) -> Partition:
     """What files or, without files for validation and test, the split column say.
 
@@ -48,8 +49,8 @@ def given_parts(
         found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))
         raise LabelError(f"{where}: expected train, valid or test, found {found}.")
     missing = [
-        Reject(r.id, f"has no split in {where}", r.source, r.line, r.index)
-        for r, text in zip(records, texts, strict=True)
+        reject(record, f"has no split in {where}")
+        for record, text in zip(records, texts, strict=True)
         if not text
     ]
     if missing:
@@ -65,7 +66,7 @@ def given_parts(
 
 def complete_parts(
     given: Partition,
-    data: Tokenized,
+    pieces: Sequence[SequenceDataset],
     labels: Sequence[str],
     codec: LabelCodec,
     *,
@@ -80,7 +81,7 @@ def complete_parts(
 
     Args:
         given: Parts so far.
-        data: The records and their tokens.
+        pieces: The records, without targets, one piece after the other.
         labels: Label text of each record; empty where the task has none.
         codec: Fitted on all labels of train, as it stands in ``given``.
         valid_fraction: Share of train for validation, if that is empty.
@@ -93,14 +94,11 @@ def complete_parts(
     """
     shares = {"valid": valid_fraction, "test": test_fraction}
     shares = {part: 0.0 if (given.parts == part).any() else shares[part] for part in shares}
-    train = np.flatnonzero(given.parts == "train").tolist()
+    train = np.flatnonzero(given.parts == "train")
     parts, how = given.parts.copy(), given.how
     if any(shares.values()):
-        chosen = Tokenized(
-            [data.records[i] for i in train], [data.tokens[i] for i in train], [], []
-        )
-        texts = [labels[i] for i in train]
-        moved, rule = _divide(chosen, texts, codec, shares, method, seed)
+        texts = [labels[i] for i in train.tolist()]
+        moved, rule = _divide(partial(pick, pieces, train), texts, codec, shares, method, seed)
         parts[train] = moved
         taken = " and ".join(f"{share:g} for {part}" for part, share in shares.items() if share)
         how = f"{how}; of train {taken}, {rule}, seed {seed}"
@@ -113,8 +111,22 @@ def complete_parts(
     return Partition(parts, how)
 
 
+def pick(pieces: Sequence[SequenceDataset], chosen: Int64[np.ndarray, " B"]) -> SequenceDataset:
+    """These records, numbered through all pieces, in rising order.
+
+    A piece of which all are taken, and no other, is not copied.
+    """
+    found, begin = [], 0
+    for piece in pieces:
+        own = chosen[np.searchsorted(chosen, begin) : np.searchsorted(chosen, begin + len(piece))]
+        if len(own):
+            found.append(piece if len(own) == len(piece) else piece.subset(own - begin))
+        begin += len(piece)
+    return SequenceDataset.concatenated(found or [pieces[0].subset([])])
+
+
 def _divide(
-    data: Tokenized,
+    records: Callable[[], SequenceDataset],
     labels: Sequence[str],
     codec: LabelCodec,
     shares: Mapping[str, float],
@@ -133,8 +145,7 @@ def _divide(
             groups = _groups(labels, codec)
             parts, rule = stratified_split(groups, fractions, seed), strata(groups).rule
         case "similarity":
-            dataset = SequenceDataset.from_lists([r.id for r in data.records], data.tokens)
-            parts, rule = similarity_split(dataset, fractions, seed), "similar records together"
+            parts, rule = similarity_split(records(), fractions, seed), "similar records together"
         case _:
             expected = "stratified, random or similarity"
             raise ConfigError(f"data.split_method: expected {expected}, found {method!r}.")

@@ -1,6 +1,6 @@
 """Files in, training, validation and test parts out, with an account of every choice made."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,17 +16,17 @@ from seqtrain.data.join import (
     check_labels,
     join_labels,
     label_source,
-    looks_like,
-    read_records,
     refuse_labels,
     to_dataset,
-    tokenize,
 )
 from seqtrain.data.label_table import LabelTable, header_splits
 from seqtrain.data.labels import LabelCodec, infer_task
-from seqtrain.data.partition import complete_parts, given_parts
+from seqtrain.data.partition import complete_parts, given_parts, pick
+from seqtrain.data.ragged import Texts
+from seqtrain.data.reading import read_tokenized
 from seqtrain.data.report import data_report
 from seqtrain.data.splits import SPLITS
+from seqtrain.data.tokenized import Headers, Tokenized, looks_like, tokenize_fasta
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, LabelError
 
@@ -52,8 +52,14 @@ class PreparedData:
     """Fitted on the training part alone."""
     report: dict[str, Any]
     """What was read and decided, ready for JSON; see :mod:`seqtrain.data.report`."""
-    splits: dict[str, str]
-    """``train``, ``valid`` or ``test`` for each record id, in input order."""
+    ids: Texts
+    """Of all records, in input order."""
+    parts: Shaped[np.ndarray, " N"]
+    """``train``, ``valid`` or ``test`` for each of these."""
+
+    def splits(self) -> Iterator[tuple[str, str]]:
+        """Id and part of each record, in input order."""
+        return zip(self.ids, self.parts.tolist(), strict=True)
 
 
 def prepare_data(
@@ -85,9 +91,9 @@ def prepare_data(
     does, if there is one. A part that neither names is then taken from train by its fraction.
 
     Args:
-        train: FASTA files; ``-`` is standard input.
-        valid: FASTA files for validation.
-        test: FASTA files for the test.
+        train: FASTA files, ``-`` is standard input; or stores (:mod:`seqtrain.data.store`).
+        valid: Files of the same kind for validation.
+        test: Likewise for the test.
         labels: Label tables or labels FASTA files; none: ``label=...`` in the headers. The task
             mlm has none, and takes splits from files or headers alone.
         id_column: Column of ids; none: found by name, as are the next two.
@@ -128,35 +134,34 @@ def prepare_data(
     files = {"train": list(train), "valid": list(valid), "test": list(test)}
     paths = [path for part in files.values() for path in part]
     refuse_repeats([*paths, *labels])
-    records, rejects = read_records(paths)
-    tokenizer = Tokenizer.from_dict(
-        {
-            "alphabet": alphabet or looks_like(records),
-            "ambiguous": ambiguous,
-            "gap": gap,
-            "stop": stop,
-            "other": other,
-        }
-    )
-    data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
+    settings = {
+        "alphabet": alphabet,
+        "ambiguous": ambiguous,
+        "gap": gap,
+        "stop": stop,
+        "other": other,
+    }
+    pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong)
+    headers = Headers(pieces)
     if task == "mlm":
-        table = header_splits(data.records, split_column or "split")
+        table = header_splits(headers, split_column or "split")
     else:
         table = join_labels(
-            data.records,
+            headers,
             labels,
             id_column=id_column,
             label_column=label_column,
             split_column=split_column,
         )
-    values = [table.values.get(record.id, "") for record in data.records]
+    ids = Texts.of(record for piece in pieces for record in piece.sequences.ids)
+    values = [table.values.get(record, "") for record in ids]
     chosen_task = task or infer_task(values, table.kind)
-    check_labels(data.records, table, chosen_task)
-    given = given_parts(data.records, table, files)
+    check_labels(headers, table, chosen_task)
+    given = given_parts(headers, table, files)
     fit = partial(_fit, chosen_task, values, ignore_labels, table, tokenizer)
     partition = complete_parts(
         given,
-        data,
+        [piece.sequences for piece in pieces],
         values,
         fit(given.parts),
         valid_fraction=valid_fraction,
@@ -165,23 +170,15 @@ def prepare_data(
         seed=seed,
     )
     codec = fit(partition.parts)
-    whole = to_dataset(data, table, codec, tokenizer)
-    parts = {name: whole.subset(np.flatnonzero(partition.parts == name)) for name in SPLITS}
-    if codec.task == "mlm":
-        for name, part in parts.items():
-            if len(part):
-                _check_letters(part, tokenizer, f"the {name} part")
-        hide = Corruption.for_evaluation(tokenizer)
-        parts |= {name: hide(parts[name]) for name in ("valid", "test")}
+    parts = _divided(pieces, partition.parts, table, codec, tokenizer)
     how = {
         "alphabet": "given" if alphabet else "told from the letters",
         "task": "given" if task else "told from the labels",
         "split": partition.how,
     }
     report = data_report(
-        {**files, "labels": list(labels)}, data, table, tokenizer, codec, parts, how
+        {**files, "labels": list(labels)}, pieces, table, tokenizer, codec, parts, how
     )
-    splits = dict(zip(whole.ids, partition.parts.tolist(), strict=True))
     return PreparedData(
         train=parts["train"],
         valid=parts["valid"],
@@ -189,8 +186,28 @@ def prepare_data(
         tokenizer=tokenizer,
         codec=codec,
         report=report,
-        splits=splits,
+        ids=ids,
+        parts=partition.parts,
     )
+
+
+def _divided(
+    pieces: Sequence[Tokenized],
+    parts: Shaped[np.ndarray, " N"],
+    table: LabelTable,
+    codec: LabelCodec,
+    tokenizer: Tokenizer,
+) -> dict[str, SequenceDataset]:
+    """The datasets by part, with targets; those of mlm that are scored have letters hidden."""
+    datasets = [to_dataset(piece, table, codec) for piece in pieces]
+    divided = {name: pick(datasets, np.flatnonzero(parts == name)) for name in SPLITS}
+    if codec.task == "mlm":
+        for name, part in divided.items():
+            if len(part):
+                _check_letters(part, tokenizer, f"the {name} part")
+        hide = Corruption.for_evaluation(tokenizer)
+        divided |= {name: hide(divided[name]) for name in ("valid", "test")}
+    return divided
 
 
 def _fit(
@@ -261,18 +278,18 @@ def read_for_model(
     if codec.task == "mlm":
         refuse_labels(labels=labels, id_column=id_column, label_column=label_column)
     refuse_repeats([*paths, *labels])
-    records, rejects = read_records(paths)
-    data = tokenize(records, rejects, tokenizer, max_length=max_length, overlong=overlong)
-    looks, num_letters = looks_like(data.records), sum(map(len, data.tokens))
+    data, _ = tokenize_fasta(paths, lambda _: tokenizer, max_length, overlong)
+    looks, num_letters = looks_like(data.letters), len(data.sequences.tokens)
     if tokenizer.alphabet.name == "protein" != looks and num_letters > FEW_LETTERS:
         raise DataError(
             f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
             "trained on protein sequences."
         )
+    headers = Headers([data])
     if codec.task == "mlm":
-        whole = to_dataset(data, header_splits(data.records), codec, tokenizer)
+        whole = to_dataset(data, header_splits(headers), codec)
         _check_letters(whole, tokenizer, ", ".join(map(shown, paths)))
         return Corruption.for_evaluation(tokenizer)(whole)
-    table = join_labels(data.records, labels, id_column=id_column, label_column=label_column)
-    check_labels(data.records, table, codec.task)
-    return to_dataset(data, table, codec, tokenizer)
+    table = join_labels(headers, labels, id_column=id_column, label_column=label_column)
+    check_labels(headers, table, codec.task)
+    return to_dataset(data, table, codec)

@@ -8,15 +8,16 @@ import numpy as np
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.files import file_facts
-from seqtrain.data.join import Tokenized, label_source, letter_counts, looks_like
+from seqtrain.data.join import label_source
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec, is_regression
+from seqtrain.data.tokenized import Tokenized, letters_of, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 
 
 def data_report(
     files: Mapping[str, Sequence[str]],
-    data: Tokenized,
+    pieces: Sequence[Tokenized],
     table: LabelTable,
     tokenizer: Tokenizer,
     codec: LabelCodec,
@@ -27,7 +28,7 @@ def data_report(
 
     Args:
         files: Paths by part, and those of ``labels``.
-        data: All records that are used, and those left out.
+        pieces: All records that are used, and those left out.
         table: All labels that were read.
         tokenizer: How letters were read.
         codec: What labels mean.
@@ -39,9 +40,12 @@ def data_report(
         found; ``parts`` with counts; ``policies``, how many letters were read under which one;
         ``rejects``, the records left out; ``fingerprints`` of the parts; ``warnings``.
     """
-    ids = {record.id for record in data.records}
-    unused = len(table.values.keys() - ids - {reject.id for reject in data.skipped})
-    policies = tokenizer.count_policies(letter_counts(data.records))
+    skipped = [reject for piece in pieces for reject in piece.skipped]
+    truncated = [record for piece in pieces for record in piece.truncated]
+    used = sum(record in table.values for piece in pieces for record in piece.sequences.ids)
+    unused = len(table.values) - used - sum(reject.id in table.values for reject in skipped)
+    letters = letters_of(pieces)
+    policies = tokenizer.count_policies(letters)
     parts = {name: part for name, part in parts.items() if len(part)}
     return {
         "files": {name: [file_facts(p) for p in paths] for name, paths in files.items() if paths},
@@ -52,10 +56,14 @@ def data_report(
         "parts": {name: _part_report(part, codec) for name, part in parts.items()},
         "policies": policies,
         "labels_without_record": unused,
-        "rejects": [reject._asdict() for reject in data.skipped],
-        "truncated": [record.id for record in data.truncated],
+        "rejects": [reject._asdict() for reject in skipped],
+        "truncated": truncated,
         "fingerprints": {name: part.fingerprint() for name, part in parts.items()},
-        "warnings": _warnings(data, table, tokenizer, codec, policies, unused),
+        "warnings": [
+            *_label_warnings(table, codec, unused),
+            *_length_warnings(len(skipped), len(truncated)),
+            *_letter_warnings(tokenizer, letters, policies),
+        ],
     }
 
 
@@ -91,32 +99,33 @@ def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
     return {"classes": named, **ignored}
 
 
-def _warnings(
-    data: Tokenized,
-    table: LabelTable,
-    tokenizer: Tokenizer,
-    codec: LabelCodec,
-    policies: Mapping[str, int],
-    unused: int,
-) -> list[str]:
+def _label_warnings(table: LabelTable, codec: LabelCodec, unused: int) -> list[str]:
     warnings = []
     if unused:
         warnings.append(f"{unused} labels of {label_source(table)} have no record and are not used")
-    if data.skipped:
-        warnings.append(f"{len(data.skipped)} over-long records are left out (data.overlong=skip)")
-    if data.truncated:
-        warnings.append(f"{len(data.truncated)} over-long records lost their end")
     for label in codec.ignore:
         if table.values and not any(label in value for value in table.values.values()):
             warnings.append(f"data.ignore_labels: {label!r} occurs in no label")
-    looks = looks_like(data.records)
+    return warnings
+
+
+def _length_warnings(skipped: int, truncated: int) -> list[str]:
+    warnings = []
+    if skipped:
+        warnings.append(f"{skipped} over-long records are left out (data.overlong=skip)")
+    if truncated:
+        warnings.append(f"{truncated} over-long records lost their end")
+    return warnings
+
+
+def _letter_warnings(
+    tokenizer: Tokenizer, letters: Mapping[str, int], policies: Mapping[str, int]
+) -> list[str]:
+    """Of an alphabet that may be wrong, and of each kind of letter that was not taken as it is."""
+    warnings = []
+    looks = looks_like(letters)
     if tokenizer.alphabet.name == "protein" != looks:
         warnings.append(f"the sequences look like {looks}, but are read as protein")
-    return [*warnings, *_policy_warnings(tokenizer, policies)]
-
-
-def _policy_warnings(tokenizer: Tokenizer, policies: Mapping[str, int]) -> list[str]:
-    """One sentence for each kind of letter that was not taken as it is."""
     alphabet = tokenizer.alphabet
     codes = "ambiguity codes" + " or rare residues" * (alphabet.name == "protein")
     synonyms = " and ".join(f"{old} read as {new}" for old, new in alphabet.synonyms.items())
@@ -128,7 +137,7 @@ def _policy_warnings(tokenizer: Tokenizer, policies: Mapping[str, int]) -> list[
         "synonym": ("letters:", synonyms),
         "other": ("letters outside the alphabet", becomes.get(tokenizer.other)),
     }
-    return [
+    return warnings + [
         f"{policies[policy]} {noun} {reading}"
         for policy, (noun, reading) in kinds.items()
         if policies[policy] and reading

@@ -1,90 +1,121 @@
 """Tokenized records in an Arrow file, memory-mapped: its reader's memory does not grow with it."""
 
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
+
+import numpy as np
 
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.files import STDIN
+from seqtrain.data.ragged import Texts
+from seqtrain.data.tokenized import Dropped, Origins, Tokenized
+from seqtrain.data.tokenizer import PAD, Tokenizer
 from seqtrain.errors import DataError
 
-STORE_FORMAT = "seqtrain-store-1"
+STORE_FORMAT = "seqtrain-store-2"
+
+_MAGIC = b"ARROW1"
 
 
-class ArrowStrings(Sequence[str]):
-    """A read-only list of strings that stays in its Arrow buffer until an item is asked for."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    @overload
-    def __getitem__(self, key: int) -> str: ...
-    @overload
-    def __getitem__(self, key: slice) -> Sequence[str]: ...
-    def __getitem__(self, key: int | slice) -> str | Sequence[str]:
-        if isinstance(key, slice):
-            return ArrowStrings(self._array[key])
-        return str(self._array[key].as_py())
+def is_store(path: str | Path) -> bool:
+    """Whether a file is an Arrow file, told from its first bytes."""
+    if str(path) == STDIN or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
 
 
-def write_store(path: str | Path, dataset: SequenceDataset, metadata: Mapping[str, str]) -> None:
-    """Write ``dataset`` as one Arrow IPC file: columns ``id``, ``tokens`` and perhaps ``target``.
+def write_store(path: str | Path, data: Tokenized, tokenizer: Tokenizer) -> None:
+    """Write records as an Arrow IPC file: columns ``id``, ``description``, ``tokens``, ``dropped``.
 
-    It is one record batch, so that every column maps back as one array.
+    It is one record batch, so that every column maps back as one array. The file is there when all
+    of it is written, or not at all.
+
+    Raises:
+        OSError: It cannot be written.
     """
     import pyarrow as pa
 
-    offsets = pa.array(dataset.offsets, pa.int64())
     columns = {
-        "id": pa.array(dataset.ids, pa.large_string()),
-        "tokens": pa.LargeListArray.from_arrays(offsets, pa.array(dataset.tokens)),
+        "id": _strings(_as_texts(data.sequences.ids)),
+        "description": _strings(data.descriptions),
+        "tokens": _lists(data.sequences.tokens, data.sequences.offsets),
+        "dropped": _lists(*data.dropped),
     }
-    if dataset.targets is not None:
-        values = pa.array(dataset.targets.reshape(-1))
-        if dataset.per_residue:
-            values = pa.LargeListArray.from_arrays(offsets, values)
-        elif dataset.targets.ndim == 2:
-            values = pa.FixedSizeListArray.from_arrays(values, dataset.targets.shape[1])
-        columns["target"] = values
-    batch = pa.record_batch(columns, metadata={**metadata, "format": STORE_FORMAT})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    metadata = {
+        "format": STORE_FORMAT,
+        "tokenizer": json.dumps(tokenizer.to_dict()),
+        "letters": json.dumps(data.letters),
+    }
+    batch = pa.record_batch(columns, metadata=metadata)
+    partial = Path(f"{path}.partial")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def open_store(path: str | Path) -> tuple[SequenceDataset, dict[str, str]]:
-    """The dataset of a store, memory-mapped, and the metadata it was written with.
+def _as_texts(ids: Sequence[str]) -> Texts:
+    return ids if isinstance(ids, Texts) else Texts.of(ids)
+
+
+def _strings(texts: Texts) -> Any:
+    import pyarrow as pa
+
+    buffers = map(pa.py_buffer, (texts.offsets, texts.data))
+    return pa.LargeStringArray.from_buffers(len(texts), *buffers)
+
+
+def _lists(values: np.ndarray, offsets: np.ndarray) -> Any:
+    import pyarrow as pa
+
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def open_store(path: str | Path) -> tuple[Tokenized, Tokenizer]:
+    """The records of a store, memory-mapped, and what read their letters.
 
     Raises:
-        DataError: the file is missing, or is no store.
+        DataError: The file is missing, or is no store of this format.
     """
     import pyarrow as pa
 
     fix = "Make it with `seqtrain data tokenize FASTA -o STORE`."
     try:
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read as a tokenized store: {error}. {fix}") from error
-    raw = batch.schema.metadata or {}
-    metadata = {key.decode(): value.decode() for key, value in raw.items()}
-    if metadata.pop("format", None) != STORE_FORMAT:
+    metadata = {
+        key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()
+    }
+    if metadata.get("format") != STORE_FORMAT:
         raise DataError(f"{path}: an Arrow file, but not of format {STORE_FORMAT}. {fix}")
-    tokens, targets, per_residue = batch["tokens"], None, False
-    if "target" in batch.schema.names:
-        target = batch["target"]
-        per_residue = pa.types.is_large_list(target.type)
-        if pa.types.is_fixed_size_list(target.type):
-            targets = target.values.to_numpy().reshape(len(batch), target.type.list_size)
-        else:
-            targets = (target.values if per_residue else target).to_numpy()
-    return (
-        SequenceDataset(
-            ids=ArrowStrings(batch["id"]),
-            tokens=tokens.values.to_numpy(),
-            offsets=tokens.offsets.to_numpy(),
-            targets=targets,
-            per_residue=per_residue,
-        ),
-        metadata,
+    tokens, dropped = batch["tokens"], batch["dropped"]
+    sequences = SequenceDataset(
+        _texts(batch["id"]), tokens.values.to_numpy(), tokens.offsets.to_numpy()
     )
+    nowhere = np.zeros(len(sequences), np.int64)
+    tokenizer = Tokenizer.from_dict(json.loads(metadata["tokenizer"]))
+    counts = sequences.token_counts()
+    if len(counts) > tokenizer.vocab_size or (len(counts) and counts[PAD]):
+        raise DataError(f"{path}: holds tokens that stand for no letter; it is damaged. {fix}")
+    data = Tokenized(
+        sequences,
+        _texts(batch["description"]),
+        Origins((str(path),), nowhere, nowhere, np.arange(len(sequences))),
+        dropped=Dropped(dropped.values.to_numpy(), dropped.offsets.to_numpy()),
+        letters=json.loads(metadata["letters"]),
+        whole=sequences.lengths,
+    )
+    return data, tokenizer
+
+
+def _texts(column: Any) -> Texts:
+    _, offsets, data = column.buffers()
+    return Texts(np.frombuffer(data, np.uint8), np.frombuffer(offsets, np.int64))

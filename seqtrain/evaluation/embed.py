@@ -15,11 +15,10 @@ from torch import Tensor
 from seqtrain.data.batching import collate, plan_batches
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject
-from seqtrain.data.files import shown
+from seqtrain.data.files import check_place, shown
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.predict import NOT_FINITE, read_chunks
-from seqtrain.evaluation.writing import check_place
 from seqtrain.masking import masked_max, masked_mean, zero_padding
 from seqtrain.nn.encoders import Encoder
 from seqtrain.nn.layout import Layout, padded_layout

@@ -10,8 +10,8 @@ import torch
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject, reject_message
 from seqtrain.data.files import shown
-from seqtrain.data.join import looks_like
 from seqtrain.data.labels import LabelCodec, is_residue
+from seqtrain.data.tokenized import letter_counts, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
 from seqtrain.evaluation.applicability import TrainingRange
@@ -271,7 +271,7 @@ def read_chunks(
 
 def _alphabet_hint(chunk: list[Record | Reject], tokenizer: Tokenizer) -> str:
     records = [entry for entry in chunk if isinstance(entry, Record)]
-    looks, name = looks_like(records) if records else "", tokenizer.alphabet.name
+    looks, name = looks_like(letter_counts(records)), tokenizer.alphabet.name
     is_other = records and "protein" in (looks, name) and looks != name
     return f" The sequences look like {looks}; the model reads {name}." if is_other else ""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtrain.data.fasta import Record, Reject
+from seqtrain.data.files import check_place
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.tables import INTEGER, NUMBER, Table
@@ -95,20 +96,6 @@ def check_format(path: Path, *, resume: bool = False) -> None:
             f"Use a name that ends in {' or '.join(RESUMABLE)}."
         )
     check_place(path)
-
-
-def check_place(path: Path) -> None:
-    """Refuse a path where no file can be, before anything is computed for it.
-
-    Raises:
-        ConfigError: says what is in the way.
-    """
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{path}: the folder {path.absolute().parent} does not exist. Make it first."
-        )
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; expected the name of a file.")
 
 
 def read_begun(path: Path, table: Table) -> bool:

@@ -127,7 +127,7 @@ def test_no_alarm_without_a_length_only_baseline():
 
 def test_importing_the_data_room_starts_neither_scikit_learn_nor_torch():
     code = (
-        "import sys, seqtrain.data.audit, seqtrain.data.splits, seqtrain.data.store\n"
+        "import sys, seqtrain.data.audit, seqtrain.data.splits, seqtrain.data.dataset\n"
         "print(sorted({'torch', 'sklearn', 'scipy', 'pyarrow', 'Bio'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

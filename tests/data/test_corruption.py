@@ -8,8 +8,9 @@ from tiny_models import TOKENIZER
 
 from seqtrain.data.alphabet import DNA, PROTEIN
 from seqtrain.data.corruption import Corruption, count_letters
-from seqtrain.data.dataset import GATHERED, SequenceDataset
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE
+from seqtrain.data.ragged import GATHERED
 from seqtrain.data.tokenizer import Tokenizer
 
 MASK = TOKENIZER.vocab_size

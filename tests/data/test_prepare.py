@@ -26,8 +26,8 @@ def test_records_come_out_with_their_tokens_and_targets_in_input_order(folder):
         labels=[folder.table(dict(reversed(labels.items())))],
     )
     assert parts_of(data)["test"] == list(test)
-    assert [key for key in train if data.splits[key] == "train"] == parts_of(data)["train"]
-    assert list(data.splits) == [*train, *test]
+    assert [key for key in train if dict(data.splits())[key] == "train"] == parts_of(data)["train"]
+    assert list(data.ids) == [*train, *test]
     for part in (data.train, data.valid, data.test):
         for i, key in enumerate(part.ids):
             assert data.tokenizer.decode(part.residues(i)) == {**train, **test}[key]
@@ -194,8 +194,8 @@ def test_made_split_is_whole_seeded_and_saved(tmp_path_factory, seed, method):
     parts = parts_of(data)
     assert {name: len(ids) for name, ids in parts.items()} == {"train": 35, "valid": 10, "test": 5}
     assert sorted(key for ids in parts.values() for key in ids) == sorted(records)
-    assert data.splits == {key: name for name, ids in parts.items() for key in ids}
-    assert prepare_data(**settings).splits == data.splits
+    assert dict(data.splits()) == {key: name for name, ids in parts.items() for key in ids}
+    assert dict(prepare_data(**settings).splits()) == dict(data.splits())
 
 
 def test_stratified_split_keeps_the_shares_of_classes(folder):
@@ -266,7 +266,7 @@ def test_similar_records_stay_together_when_asked_for(folder):
         valid_fraction=0.2,
     )
     for n in range(30):
-        assert len({data.splits[f"f{n}_{copy}"] for copy in range(4)}) == 1
+        assert len({dict(data.splits())[f"f{n}_{copy}"] for copy in range(4)}) == 1
 
 
 def test_files_win_over_the_column_when_they_name_a_part(folder):
@@ -290,7 +290,7 @@ def test_column_wins_when_there_are_only_training_files(folder):
     table = folder.table(rows, "id\tlabel\tset")
     data = prepare_data(train=[folder.fasta("a.fa", records)], labels=[table])
     expected = {"Training": "train", "train": "train", "dev": "valid", "TEST": "test"}
-    assert data.splits == {key: expected[rows[key][1]] for key in records}
+    assert dict(data.splits()) == {key: expected[rows[key][1]] for key in records}
     assert data.report["split"]["how"] == f"by {table}, column 'set'"
 
 
@@ -311,7 +311,7 @@ def test_without_test_files_or_fraction_there_is_no_test_part(folder):
     labels = folder.table({key: "ab"[n % 2] for n, key in enumerate(records)})
     data = prepare_data(train=[folder.fasta("a.fa", records)], labels=[labels])
     assert data.test is None
-    assert set(data.splits.values()) == {"train", "valid"}
+    assert set(data.parts) == {"train", "valid"}
 
 
 # Over-long sequences.
@@ -340,7 +340,7 @@ def test_overlong_records_can_be_truncated(folder):
 
 def test_overlong_records_can_be_left_out_and_are_reported(folder):
     data = prepare_data(**long_set(folder), max_length=40, overlong="skip")
-    assert len(data.splits) == 12
+    assert len(data.ids) == 12
     assert [(r["id"], r["line"]) for r in data.report["rejects"]] == [("long", 25), ("longer", 27)]
     assert data.report["labels_without_record"] == 0
     assert data.report["warnings"] == ["2 over-long records are left out (data.overlong=skip)"]
@@ -356,4 +356,4 @@ def test_length_limit_counts_residues_that_are_read(folder):
     labels = folder.table({key: "ab"[n % 2] for n, key in enumerate(records)})
     settings = {"train": [folder.fasta("a.fa", {"gapped": records["gapped"], **records})]}
     data = prepare_data(**settings, labels=[labels], max_length=30)
-    assert len(data.splits) == 13
+    assert len(data.ids) == 13

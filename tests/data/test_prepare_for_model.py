@@ -23,7 +23,7 @@ def test_model_reads_a_file_as_training_read_it(folder):
     data = trained(folder)
     other, labels = folder.path / "train.fa", folder.path / "labels.tsv"
     dataset = read_for_model([str(other)], data.tokenizer, data.codec, labels=[str(labels)])
-    assert list(dataset.ids) == list(data.splits)
+    assert list(dataset.ids) == list(data.ids)
     ids = list(dataset.ids)
     chosen = dataset.subset([ids.index(key) for key in data.train.ids])
     assert chosen.fingerprint() == data.train.fingerprint()

@@ -1,0 +1,74 @@
+"""Lists end to end against plain lists."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqtrain.data import ragged
+from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, positions
+
+lists = st.lists(st.lists(st.integers(0, 255), max_size=9), max_size=12)
+strings = st.lists(st.text(max_size=9), max_size=12)
+
+
+@given(lists, st.data())
+def test_values_are_gathered_list_after_list(values, data):
+    flat = np.array([v for one in values for v in one], np.int32)
+    offsets = offsets_of(np.array([len(one) for one in values], np.int64))
+    assert offsets.tolist() == [sum(map(len, values[:i])) for i in range(len(values) + 1)]
+    chosen = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=15)) if values else []
+    begins, lengths = offsets[np.array(chosen, int)], np.diff(offsets)[np.array(chosen, int)]
+    expected = [v for i in chosen for v in values[i]]
+    assert flat[positions(begins, lengths)].tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "GATHERED", data.draw(st.integers(1, 5)))
+        found = gather(flat, begins, lengths)
+    assert found.dtype == flat.dtype
+    assert found.tolist() == expected
+
+
+@given(strings, st.data())
+def test_texts_are_a_list_of_strings(values, data):
+    texts = Texts.of(iter(values))
+    assert len(texts) == len(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "GATHERED", data.draw(st.integers(1, 5)))
+        assert list(texts) == values
+    for i in range(-len(values), len(values)):
+        assert texts[i] == texts[np.int64(i)] == values[i]
+    some = slice(*(data.draw(st.none() | st.integers(-14, 14)) for _ in range(2)))
+    assert list(texts[some]) == values[some]
+    if values:
+        chosen = data.draw(st.lists(st.integers(0, len(values) - 1), max_size=15))
+        assert list(texts.take(np.array(chosen, int))) == [values[i] for i in chosen]
+
+
+@pytest.mark.parametrize("i", [2, -3])
+def test_texts_end_where_a_list_would(i):
+    with pytest.raises(IndexError):
+        Texts.of(["a", "b"])[i]
+
+
+@given(values=st.lists(st.binary(max_size=9), max_size=12))
+def test_a_column_holds_the_same_in_memory_and_in_a_file(tmp_path_factory, values):
+    folder = tmp_path_factory.mktemp("column")
+    for column in (Column(), Column(folder)):
+        for value in values:
+            column.append(value)
+        data, offsets = column.arrays()
+        found = [data[a:b].tobytes() for a, b in pairwise(offsets)]
+        assert found == values
+        del column
+        assert data.tobytes() == b"".join(values), "the arrays outlive the column"
+    assert list(folder.iterdir()) == [], "its file has no name"
+
+
+@given(st.binary(max_size=99), st.integers(1, 7))
+def test_bytes_are_counted_however_many_at_once(values, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "COUNTED", at_once)
+        counts = byte_counts(np.frombuffer(values, np.uint8))
+    assert counts.tolist() == [values.count(byte) for byte in range(256)]
