@@ -102,7 +102,7 @@ def split_source(table: LabelTable) -> str:
 def _source(table: LabelTable, key: str) -> str:
     if table.kind == "header":
         return f"the headers ({key}=...)"
-    files = ", ".join(map(shown, dict.fromkeys(table.sources.values())))
+    files = ", ".join(map(shown, table.files))
     return files if table.kind == "fasta" else f"{files}, column {key!r}"
 
 
@@ -136,8 +136,8 @@ def _no_number(value: str, task: str) -> str | None:
 
 
 def _where(record: Header | Record, table: LabelTable) -> str:
-    line, source = table.lines[record.id], shown(table.sources[record.id])
-    return f"label on line {line} of {source}" if line else f"label in {source}"
+    file, line = table.place(record.id)
+    return f"label on line {line} of {shown(file)}" if line else f"label in {shown(file)}"
 
 
 def to_dataset(data: Tokenized, table: LabelTable, codec: LabelCodec) -> SequenceDataset:

@@ -2,12 +2,16 @@
 
 import csv
 import re
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repeats, reject_message
 from seqtrain.data.files import read_lines, shown
@@ -32,19 +36,44 @@ class Columns(NamedTuple):
     """Empty when there is none."""
 
 
-class LabelTable(NamedTuple):
+_NO_COLUMNS = Columns("", "", "")
+
+
+@dataclass(eq=False)
+class LabelTable:
     """Label text by record id, as it is written, with its place."""
 
-    values: dict[str, str]
-    lines: dict[str, int]
-    """Line of each label in its file, from 1."""
-    splits: dict[str, str]
-    """What the split column says, where it says something."""
-    sources: dict[str, str]
-    """File of each label."""
     kind: str
     """``table``, ``header`` or ``fasta``."""
-    columns: Columns = Columns("", "", "")
+    columns: Columns
+    values: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    """What the split column says, where it says something."""
+    files: list[str] = field(default_factory=list)
+    """Those that hold labels, in order."""
+    _lines: "array[int]" = field(default_factory=lambda: array("q"))
+    _ends: list[int] = field(default_factory=list)
+    """How many labels there are up to the end of each file."""
+    _numbers: dict[str, int] = field(default_factory=dict)
+    """Which label of all each is, once somebody asked."""
+
+    def place(self, record: str) -> tuple[str, int]:
+        """File and line, from 1, of a label."""
+        if len(self._numbers) < len(self.values):  # for messages alone: it takes much memory
+            self._numbers = {name: number for number, name in enumerate(self.values)}
+        number = self._numbers[record]
+        return self.files[bisect_right(self._ends, number)], self._lines[number]
+
+    def add(self, row: "_Row") -> None:
+        """One label more."""
+        if not self.files or self.files[-1] != row.source:
+            self.files.append(row.source)
+            self._ends.append(len(self._lines))
+        self.values[row.id] = row.value
+        self._lines.append(row.line)
+        self._ends[-1] = len(self._lines)
+        if row.split:
+            self.splits[row.id] = row.split
 
 
 class _Row(NamedTuple):
@@ -79,26 +108,36 @@ def read_labels(
             blank or repeated id, no label, or too few or too many cells: all are collected.
     """
     refuse_repeats(paths)
-    kinds: set[str] = set()
-    columns = Columns("", "", "")
-    rows: list[_Row] = []
+    table, rejects = LabelTable("", _NO_COLUMNS), []
     wanted = (id_column, label_column, split_column)
     for source in map(str, paths):
         first, lines = _with_first(read_lines(source, LabelError))
-        if first.startswith(">"):
-            kinds.add("fasta")
-            rows += _fasta_rows(lines, source)
-        elif first:
-            kinds.add("table")
-            columns, table_rows = _read_table(lines, source, _delimiter(first, source), wanted)
-            if not table_rows:
-                raise LabelError(f"{shown(source)}: holds a header and no row, expected labels.")
-            rows += table_rows
-        else:
+        if not first:
             raise LabelError(f"{shown(source)}: is empty, expected labels.")
-    if len(kinds) > 1:
-        raise LabelError("Labels come as tables or as labels FASTA, not as both at once.")
-    return _collect(rows, kinds.pop(), columns)
+        kind, columns, rows = _rows(first, lines, source, wanted)
+        if table.kind not in ("", kind):
+            raise LabelError("Labels come as tables or as labels FASTA, not as both at once.")
+        table.kind, table.columns = kind, columns
+        first_row = next(rows, None)
+        if first_row is None:
+            raise LabelError(f"{shown(source)}: holds a header and no row, expected labels.")
+        rejects += _fill(table, chain([first_row], rows))
+    if rejects:
+        raise LabelError(reject_message(rejects))
+    return table
+
+
+def _rows(
+    first: str, lines: Iterator[str], source: str, wanted: tuple[str | None, ...]
+) -> tuple[str, Columns, Iterator[_Row]]:
+    """Kind, columns and labels of a file that begins with this line."""
+    if first.startswith(">"):
+        return "fasta", _NO_COLUMNS, _fasta_rows(lines, source)
+    reader = csv.reader(lines, delimiter=_delimiter(first, source), strict=True)
+    with _told(reader, source):
+        names = [name.strip() for name in next(filter(_has_text, reader))]
+    columns = _choose_columns(names, source, *wanted)
+    return "table", columns, _table_rows(reader, names, columns, source)
 
 
 def header_labels(
@@ -111,19 +150,22 @@ def header_labels(
     """
     label = _attribute("label|target" if label_key == "label" else re.escape(label_key))
     split = _split_attribute(split_key)
+    table = LabelTable("header", Columns("", label_key, split_key))
     rows = (
         _Row(r.id, found[1].strip('"'), _value(split, r), r.source, r.line, r.index)
         for r in records
         if (found := label.search(r.description))
     )
-    return _collect(rows, "header", Columns("", label_key, split_key))
+    if rejects := _fill(table, rows):
+        raise LabelError(reject_message(rejects))
+    return table
 
 
 def header_splits(records: Iterable[Header | Record], split_key: str = "split") -> LabelTable:
     """No labels, and the splits that headers name as in :func:`header_labels`."""
     split = _split_attribute(split_key)
     splits = {r.id: found for r in records if (found := _value(split, r))}
-    return LabelTable({}, {}, splits, {}, "header", Columns("", "", split_key))
+    return LabelTable("header", Columns("", "", split_key), splits=splits)
 
 
 def _split_attribute(key: str) -> re.Pattern[str]:
@@ -164,32 +206,30 @@ def _delimiter(header: str, source: str) -> str:
     return max(",;", key=header.count)
 
 
-def _read_table(
-    lines: Iterable[str], source: str, delimiter: str, wanted: tuple[str | None, ...]
-) -> tuple[Columns, list[_Row]]:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        names = [name.strip() for name in next(filter(_has_text, reader))]
-        columns = _choose_columns(names, source, *wanted)
-        cell = itemgetter(*(names.index(name) for name in columns if name))
-        first = names.index(columns.id)
-        rows = []
+def _table_rows(reader: Any, names: Sequence[str], columns: Columns, source: str) -> Iterator[_Row]:
+    cell = itemgetter(*(names.index(name) for name in columns if name))
+    first = names.index(columns.id)
+    with _told(reader, source):
         for place, cells in enumerate(filter(_has_text, reader)):
+            line = reader.line_num
             if len(cells) == len(names):
                 name, value, split = (*cell(cells), "")[:3]
-                row = _Row(
-                    name.strip(), value.strip(), split.strip(), source, reader.line_num, place
-                )
+                yield _Row(name.strip(), value.strip(), split.strip(), source, line, place)
             else:
                 reason = f"expected {len(names)} cells as in the header, found {len(cells)}"
                 name = cells[first].strip() if first < len(cells) else ""
-                row = _Row(name, "", "", source, reader.line_num, place, reason)
-            rows.append(row)
+                yield _Row(name, "", "", source, line, place, reason)
+
+
+@contextmanager
+def _told(reader: Any, source: str) -> Iterator[None]:
+    """What a table is not well formed for, with the line."""
+    try:
+        yield
     except csv.Error as problem:
         raise LabelError(
             f"{shown(source)}: line {reader.line_num}: {problem}. Is a quote left open?"
         ) from None
-    return columns, rows
 
 
 def _choose_columns(
@@ -232,33 +272,32 @@ def _fasta_rows(lines: Iterable[str], source: str) -> Iterator[_Row]:
         yield _Row(name, "".join(entry.text.split()), "", source, entry.line, place)
 
 
-def _collect(rows: Iterable[_Row], kind: str, columns: Columns) -> LabelTable:
-    table = LabelTable({}, {}, {}, {}, kind, columns)
-    rejects: list[Reject] = []
+def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:
+    """Add the labels that can be used; what comes back are the others."""
+    bad: list[tuple[_Row, str]] = []
+    repeated: list[_Row] = []
     for row in rows:
-        if reason := _why_not(row, table):
-            rejects.append(Reject(row.id, reason, row.source, row.line, row.place))
-            continue
-        table.values[row.id] = row.value
-        table.lines[row.id] = row.line
-        table.sources[row.id] = row.source
-        if row.split:
-            table.splits[row.id] = row.split
-    if rejects:
-        raise LabelError(reject_message(rejects))
-    return table
+        if reason := _why_not(row):
+            bad.append((row, reason))
+        elif row.id in table.values:
+            repeated.append(row)
+        else:
+            table.add(row)
+    bad += [(row, _used_before(row, *table.place(row.id))) for row in repeated]
+    return [Reject(row.id, reason, row.source, row.line, row.place) for row, reason in bad]
 
 
-def _why_not(row: _Row, table: LabelTable) -> str:
+def _why_not(row: _Row) -> str:
     if row.reason:
         return row.reason
     if not row.id:
         return "the id is blank"
-    if row.id in table.values:
-        source = table.sources[row.id]
-        where = "" if source == row.source else f" of {shown(source)}"
-        return f"the id was used before, on line {table.lines[row.id]}{where}; one label per id"
     return "" if row.value else "the label is missing; add it or remove the row"
+
+
+def _used_before(row: _Row, file: str, line: int) -> str:
+    where = "" if file == row.source else f" of {shown(file)}"
+    return f"the id was used before, on line {line}{where}; one label per id"
 
 
 def split_name(text: str) -> str | None:

@@ -51,22 +51,22 @@ def test_tables_are_read_whatever_their_delimiter(
     table = read_labels([path])
     assert table.values == {key: value for key, (value, _) in rows.items()}
     assert table.splits == {key: part for key, (_, part) in rows.items()}
-    assert list(table.lines.values()) == list(range(2, len(rows) + 2))
-    assert set(table.sources.values()) == {str(path)}
+    places = list(map(table.place, rows))
+    assert places == [(str(path), line) for line in range(2, len(rows) + 2)]
     assert table.kind == "table"
 
 
 def test_blank_lines_count_as_lines_and_hold_no_label(write):
     table = read_labels([write("\n\nid\tlabel\n\na\tx\n  \t \nb\ty\n")])
     assert table.values == {"a": "x", "b": "y"}
-    assert table.lines == {"a": 5, "b": 7}
+    assert [table.place(key)[1] for key in "ab"] == [5, 7]
 
 
 def test_tables_may_be_many(write):
     first, second = write("id,label\na,x\n", "a.csv"), write("name\ty\tset\nb\tz\tdev\n", "b.tsv")
     table = read_labels([first, second])
     assert table.values == {"a": "x", "b": "z"}
-    assert table.sources == {"a": first, "b": second}
+    assert [table.place(key) for key in "ab"] == [(first, 2), (second, 2)]
     assert table.splits == {"b": "dev"}
 
 
@@ -178,7 +178,7 @@ def test_missing_file_is_a_label_error(tmp_path):
 def test_labels_fasta_keeps_letters_and_case_as_written(write):
     table = read_labels([write("\n>a protein one\nHHhh\n12--\n>b\nNN nn\n")])
     assert table.values == {"a": "HHhh12--", "b": "NNnn"}
-    assert table.lines == {"a": 2, "b": 5}
+    assert [table.place(key)[1] for key in "ab"] == [2, 5]
     assert table.kind == "fasta"
     assert table.splits == {}
 
@@ -212,8 +212,7 @@ def test_header_attributes_are_read_in_any_case(description, value, split):
 def test_header_labels_keep_the_place_of_the_record():
     table = header_labels([record("no attribute"), record("label=x", 1), record("mylabel=x", 2)])
     assert table.values == {"r1": "x"}
-    assert table.lines == {"r1": 3}
-    assert table.sources == {"r1": "train.fasta"}
+    assert table.place("r1") == ("train.fasta", 3)
 
 
 def test_other_header_keys_can_be_asked_for():
