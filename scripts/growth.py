@@ -2,8 +2,9 @@
 
     python scripts/growth.py [DOCS] [--largest 1000000]
 
-Each point is a process of its own, so that its peak memory is its own; shown is what it took beyond
-the loaded program. Writes growth-records.png and growth-lengths.png. Twenty minutes on one core.
+Each point is a process of its own, so that its peak memory is its own. Shown is what it took beyond
+the loaded program, without the pages of mapped files, which the system takes back when it wants to.
+Writes growth-records.png and growth-lengths.png. Half an hour on one core.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,12 +31,27 @@ EMBED_DIM, NUM_LAYERS = 32, 3
 Point = dict[str, Any]
 
 
-def memory(name: str) -> float:
-    """``VmRSS`` or ``VmHWM`` of this process, in MB; Linux only."""
+def memory() -> float:
+    """``RssAnon`` of this process, in MB; Linux only."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
+    raise RuntimeError("/proc/self/status has no RssAnon")
+
+
+class MostMemory(threading.Thread):
+    """The most memory seen, every 10 ms, since it was started."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.megabytes = memory()
+        self.start()
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while True:
+            self.megabytes = max(self.megabytes, memory())
+            time.sleep(0.01)
 
 
 def measure(kind: str, size: int, folder: Path) -> Point:
@@ -43,10 +60,9 @@ def measure(kind: str, size: int, folder: Path) -> Point:
 
     torch.set_num_threads(1)
     load_program(folder)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
-    before = memory("VmRSS")
+    before, most = memory(), MostMemory()
     point = MEASURES[kind](kind, size, folder)
-    return {"kind": kind, "size": size, **point, "megabytes": memory("VmHWM") - before}
+    return {"kind": kind, "size": size, **point, "megabytes": most.megabytes - before}
 
 
 def load_program(folder: Path) -> None:
@@ -91,14 +107,15 @@ def quickest_step(trainer: Any, batches: Sequence[Any]) -> float:
     return min(seconds[1:])
 
 
-def train_records(_kind: str, size: int, folder: Path) -> Point:
-    """From a FASTA file and a table of labels: all that comes before training, and a step."""
+def train_records(kind: str, size: int, folder: Path) -> Point:
+    """From files and a table of labels: all that comes before training, and a step."""
     from seqtrain.data.batching import plan_batches
     from seqtrain.data.prepare import prepare_data
 
     began = time.perf_counter()
-    fasta, labels = fasta_path(folder, size), labels_path(folder, size)
-    dataset = prepare_data(train=[str(fasta)], labels=[str(labels)]).train
+    suffix = "arrow" if kind == "store" else "fasta"
+    parts = {part: [str(path)] for part, path in input_paths(folder, size, suffix).items()}
+    dataset = prepare_data(**parts, labels=[str(labels_path(folder, size))]).train
     read = time.perf_counter() - began
     began = time.perf_counter()
     plan = plan_batches(dataset.lengths, "packed", max_tokens=8192)
@@ -106,6 +123,19 @@ def train_records(_kind: str, size: int, folder: Path) -> Point:
     trainer = trainer_on(dataset, "cnn", 8192, folder)
     step = 8192 * quickest_step(trainer, plan[:21])
     return {"seconds": step, "plan_seconds": planned, "read_seconds": read}
+
+
+def tokenize_records(_kind: str, size: int, folder: Path) -> Point:
+    """From FASTA files to their stores."""
+    from seqtrain.data.check import tokenizer_for
+    from seqtrain.data.store import write_store
+    from seqtrain.data.tokenized import tokenize_fasta
+
+    began = time.perf_counter()
+    stores = input_paths(folder, size, "arrow")
+    for part, path in input_paths(folder, size, "fasta").items():
+        write_store(stores[part], *tokenize_fasta([str(path)], tokenizer_for, folder=folder))
+    return {"seconds": time.perf_counter() - began}
 
 
 def predict_records(_kind: str, size: int, folder: Path) -> Point:
@@ -122,7 +152,7 @@ def predict_records(_kind: str, size: int, folder: Path) -> Point:
     config.encoder.embed_dim, config.encoder.num_layers = EMBED_DIM, NUM_LAYERS
     predictor = Predictor([build_model(config, TOKENIZER, CODEC).eval()], TOKENIZER, CODEC, 8192)
     began = time.perf_counter()
-    entries = scan_fasta([fasta_path(folder, size)])
+    entries = scan_fasta(list(input_paths(folder, size, "fasta").values()))
     number = write_predictions(folder / "out.tsv", predictor(entries), Table(CODEC))
     if number != size:
         raise RuntimeError(f"{number} predictions for {size} records")
@@ -153,6 +183,8 @@ def step_of(encoder: str, number: int, length: int, folder: Path) -> Point:
 
 MEASURES: dict[str, Callable[[str, int, Path], Point]] = {
     "train": train_records,
+    "tokenize": tokenize_records,
+    "store": train_records,
     "predict": predict_records,
     "cnn": step_at_length,
     "transformer": step_at_length,
@@ -164,16 +196,22 @@ def labels_path(folder: Path, size: int) -> Path:
     return folder / f"{size}.tsv"
 
 
-def fasta_path(folder: Path, size: int) -> Path:
-    return folder / f"{size}.fasta"
+def input_paths(folder: Path, size: int, suffix: str) -> dict[str, Path]:
+    return {part: folder / f"{part}{size}.{suffix}" for part in ("train", "valid")}
 
 
 def write_inputs(folder: Path, size: int) -> None:
-    """A FASTA file and its labels."""
+    """FASTA files, a tenth of the records for validation, and a table of labels."""
+    import numpy as np
+
     from seqtrain.bench.synthetic import CLASSES, draw_dataset, write_fasta
 
     dataset = draw_dataset(size)
-    write_fasta(fasta_path(folder, size), dataset)
+    records = np.arange(size)
+    first = {"train": size // 10, "valid": 0}
+    parts = {"train": records[first["train"] :], "valid": records[: first["train"]]}
+    for part, path in input_paths(folder, size, "fasta").items():
+        write_fasta(path, dataset.subset(parts[part]), first[part])
     with labels_path(folder, size).open("w", encoding="utf-8") as file:
         file.write("id\tlabel\n")
         classes = [CLASSES[dataset.target(i)] for i in range(size)]
@@ -190,8 +228,7 @@ def measure_all(folder: Path, largest: int) -> list[Point]:
     for size in sizes:
         in_a_process("--write", str(size), "--folder", str(folder))
     asked = [
-        *(("train", size) for size in sizes),
-        *(("predict", size) for size in sizes),
+        *((kind, size) for kind in ("train", "tokenize", "store", "predict") for size in sizes),
         *(("cnn", length) for length in LENGTHS),
         *(("transformer", length) for length in LENGTHS if length <= LONGEST_ATTENTION),
         *(("tokens", tokens) for tokens in TOKENS),
@@ -218,13 +255,16 @@ def draw(points: list[Point], docs: Path) -> None:
         sizes, values = of(kind, field)
         axis.plot(sizes, [scale * v for v in values], "o-", color=colour, label=label, markersize=4)
 
-    blue, orange, green, purple = "#2f6fab", "#d0702f", "#3a8f5c", "#7a5aa6"
+    blue, orange, green, purple, grey = "#2f6fab", "#d0702f", "#3a8f5c", "#7a5aa6", "#5b6770"
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    line(axes[0], "train", "read_seconds", "read, tokenize, split (s)", purple)
+    line(axes[0], "train", "read_seconds", "FASTA read and tokenized (s)", purple)
+    line(axes[0], "store", "read_seconds", "their stores read (s)", grey)
     line(axes[0], "train", "plan_seconds", "plan of an epoch (s)", green)
     line(axes[0], "train", "seconds", "training step (s)", blue)
     line(axes[0], "predict", "seconds", "predict, per record (s)", orange)
     line(axes[1], "train", "megabytes", "train, from FASTA and a table", blue)
+    line(axes[1], "store", "megabytes", "train, from stores and a table", grey)
+    line(axes[1], "tokenize", "megabytes", "data tokenize", purple)
     line(axes[1], "predict", "megabytes", "predict, from FASTA", orange)
     _finish(axes, "records", ("seconds", "MB beyond the program"))
     figure.savefig(docs / "growth-records.png", dpi=130)

@@ -83,12 +83,12 @@ class DataConfig:
     """Which files, which columns, which part is for what."""
 
     train: list[str] = field(default_factory=list)
-    """FASTA files to train on; ``-`` is standard input. A path that starts with ``bundled:`` lies
-    in the data that comes with seqtrain."""
+    """FASTA files to train on, ``-`` is standard input; or stores of ``seqtrain data tokenize``. A
+    path that starts with ``bundled:`` lies in the data that comes with seqtrain."""
     valid: list[str] = field(default_factory=list)
-    """FASTA files for early stopping and choosing the best checkpoint."""
+    """Files of the same kind for early stopping and choosing the best checkpoint."""
     test: list[str] = field(default_factory=list)
-    """FASTA files scored once, after training."""
+    """Files of the same kind, scored once, after training."""
     labels: list[str] = field(default_factory=list)
     """Label tables, or labels FASTA files; none: labels are read from the headers."""
     id_column: str | None = None

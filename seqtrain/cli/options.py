@@ -7,7 +7,11 @@ import typer
 
 TrainFiles = Annotated[
     list[str] | None,
-    typer.Option("--train", metavar="FASTA", help="Train on this file; repeatable; - is stdin."),
+    typer.Option(
+        "--train",
+        metavar="FASTA",
+        help="Train on this file, or on a store of `data tokenize`; repeatable; - is stdin.",
+    ),
 ]
 ValidFiles = Annotated[
     list[str] | None,
