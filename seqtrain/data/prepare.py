@@ -12,13 +12,7 @@ from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
-from seqtrain.data.join import (
-    check_labels,
-    join_labels,
-    label_source,
-    refuse_labels,
-    to_dataset,
-)
+from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_dataset
 from seqtrain.data.label_table import LabelTable, header_splits
 from seqtrain.data.labels import LabelCodec, infer_task
 from seqtrain.data.partition import complete_parts, given_parts, pick
@@ -285,11 +279,10 @@ def read_for_model(
             f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
             "trained on protein sequences."
         )
-    headers = Headers([data])
     if codec.task == "mlm":
-        whole = to_dataset(data, header_splits(headers), codec)
-        _check_letters(whole, tokenizer, ", ".join(map(shown, paths)))
-        return Corruption.for_evaluation(tokenizer)(whole)
+        _check_letters(data.sequences, tokenizer, ", ".join(map(shown, paths)))
+        return Corruption.for_evaluation(tokenizer)(data.sequences)
+    headers = Headers([data])
     table = join_labels(headers, labels, id_column=id_column, label_column=label_column)
     check_labels(headers, table, codec.task)
     return to_dataset(data, table, codec)
