@@ -132,9 +132,10 @@ def tokenize_records(_kind: str, size: int, folder: Path) -> Point:
     from seqtrain.data.tokenized import tokenize_fasta
 
     began = time.perf_counter()
-    stores = input_paths(folder, size, "arrow")
-    for part, path in input_paths(folder, size, "fasta").items():
-        write_store(stores[part], *tokenize_fasta([str(path)], tokenizer_for, folder=folder))
+    for path in input_paths(folder, size, "fasta").values():
+        write_store(
+            path.with_suffix(".arrow"), *tokenize_fasta([str(path)], tokenizer_for, folder=folder)
+        )
     return {"seconds": time.perf_counter() - began}
 
 
@@ -201,7 +202,7 @@ def input_paths(folder: Path, size: int, suffix: str) -> dict[str, Path]:
 
 
 def write_inputs(folder: Path, size: int) -> None:
-    """FASTA files, a tenth of the records for validation, and a table of labels."""
+    """FASTA files, a tenth of the records for validation, their stores, and a table of labels."""
     import numpy as np
 
     from seqtrain.bench.synthetic import CLASSES, draw_dataset, write_fasta
@@ -216,6 +217,7 @@ def write_inputs(folder: Path, size: int) -> None:
         file.write("id\tlabel\n")
         classes = [CLASSES[dataset.target(i)] for i in range(size)]
         file.writelines(f"{i}\t{label}\n" for i, label in zip(dataset.ids, classes, strict=True))
+    tokenize_records("", size, folder)
 
 
 def in_a_process(*arguments: str) -> str:

@@ -73,31 +73,36 @@ def tokenize(
     output: Annotated[Path, typer.Option("--output", "-o", help="The store, an Arrow file.")],
     alphabet: Alphabet = None,
     ambiguous: Annotated[
-        str, typer.Option(help="Ambiguity codes: unknown (read as X or N), keep or error.")
+        str,
+        typer.Option(help="tokenizer.ambiguous: unknown, keep or error."),
     ] = "unknown",
-    gap: Annotated[str, typer.Option(help="Gaps: drop, unknown or error.")] = "drop",
-    stop: Annotated[str, typer.Option(help="Stops: drop, unknown or error.")] = "drop",
+    gap: Annotated[str, typer.Option(help="tokenizer.gap: drop, unknown or error.")] = "drop",
+    stop: Annotated[str, typer.Option(help="tokenizer.stop: drop, unknown or error.")] = "drop",
     other: Annotated[
-        str, typer.Option(help="Letters outside the alphabet: error or unknown.")
+        str,
+        typer.Option(help="tokenizer.other: letters outside the alphabet are an error or unknown."),
     ] = "error",
 ) -> None:
     """Write the token ids of all records as one Arrow file, to train on without reading them again.
 
-    `seqtrain train` takes it in place of the FASTA files (--train, --valid, --test). It is mapped
-    into memory, which then does not grow with the sequences. Temporary files of its size lie
-    beside it while it is made.
+    `seqtrain train`, `compare-norms` and `data audit` take it in place of the FASTA files. A store
+    that is one part alone (--train, --valid or --test) is mapped into memory, which then does not
+    grow with the sequences. Temporary files of its size lie beside it while it is made.
     """
     from seqtrain.data.check import tokenizer_for
-    from seqtrain.data.files import check_place
+    from seqtrain.data.files import STDIN, check_place
     from seqtrain.data.store import write_store
     from seqtrain.data.tokenized import tokenize_fasta
 
     check_place(output)
+    if str(output) == STDIN or output.resolve() in [Path(path).resolve() for path in fasta]:
+        raise ConfigError(f"{output}: expected the name of a new file, or of a store to replace.")
     policies = {"ambiguous": ambiguous, "gap": gap, "stop": stop, "other": other}
+    tokenizer_for({}, alphabet, **policies)  # refuses what is none before anything is read
     data, tokenizer = tokenize_fasta(
         fasta,
         lambda letters: tokenizer_for(letters, alphabet, **policies),
-        folder=output.absolute().parent,
+        folder=output.resolve().parent,
     )
     write_store(output, data, tokenizer)
     records, residues = len(data), len(data.sequences.tokens)

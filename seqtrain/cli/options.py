@@ -15,11 +15,11 @@ TrainFiles = Annotated[
 ]
 ValidFiles = Annotated[
     list[str] | None,
-    typer.Option("--valid", metavar="FASTA", help="Stop early and choose by this file."),
+    typer.Option("--valid", metavar="FASTA", help="Stop early and choose by this file or store."),
 ]
 TestFiles = Annotated[
     list[str] | None,
-    typer.Option("--test", metavar="FASTA", help="Score this file once, after training."),
+    typer.Option("--test", metavar="FASTA", help="Score this file or store once, after training."),
 ]
 LabelFiles = Annotated[
     list[str] | None,

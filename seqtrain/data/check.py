@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from seqtrain.data.alphabet import ALPHABETS
-from seqtrain.data.fasta import Record, Reject, reject, scan_fasta
+from seqtrain.data.fasta import Record, Reject, reject, sort_fasta
 from seqtrain.data.join import join_labels
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import infer_task, mean_number
@@ -90,7 +90,7 @@ def check_files(
         FastaError: a file as a whole cannot be read.
         LabelError: the label files cannot be read, or do not belong to these records.
     """
-    records, rejects = _read_records(fasta)
+    records, rejects = sort_fasta(fasta)
     tokenizer = tokenizer_for(letter_counts(records), alphabet)
     usable = []
     for record in records:
@@ -105,17 +105,6 @@ def check_files(
     order = {str(path): number for number, path in enumerate(fasta)}
     rejects.sort(key=lambda reject: (order.get(reject.source, 0), reject.line))
     return Check(usable, rejects, tokenizer, table)
-
-
-def _read_records(paths: Sequence[str]) -> tuple[list[Record], list[Reject]]:
-    records: list[Record] = []
-    rejects: list[Reject] = []
-    for item in scan_fasta(paths):
-        if isinstance(item, Record):
-            records.append(item)
-        else:
-            rejects.append(item)
-    return records, rejects
 
 
 def write_quarantine(found: Check, fasta: Sequence[str]) -> list[Path]:

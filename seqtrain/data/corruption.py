@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int64, UInt8, UInt64
 
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE
-from seqtrain.data.ragged import GATHERED
+from seqtrain.data.ragged import shares
 from seqtrain.data.tokenizer import Tokenizer
 
 MASK_FRACTION = 0.15
@@ -78,8 +78,8 @@ class Corruption:
         """
         tokens = np.empty_like(dataset.tokens)
         targets = np.empty(len(tokens), np.int64)
-        for first in range(0, len(dataset), GATHERED):  # a draw takes eight times a token's memory
-            offsets = dataset.offsets[first : first + GATHERED + 1]
+        for first, last in shares(dataset.lengths):  # a draw takes eight times a token's memory
+            offsets = dataset.offsets[first : last + 1]
             part = slice(offsets[0], offsets[-1])
             tokens[part], targets[part] = self._hide(
                 dataset.tokens[part], np.diff(offsets), self._key(epoch)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-from seqtrain.data.ragged import GATHERED, Texts, byte_counts, gather, offsets_of, positions
+from seqtrain.data.ragged import ITERATED, Texts, byte_counts, gather, offsets_of, positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +146,8 @@ class SequenceDataset:
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over ids, residues and targets; the same wherever they are kept."""
         digest = hashlib.sha256(b"[")
-        for first in range(0, len(self), GATHERED):  # as JSON would give all ids at once
-            text = json.dumps(list(self.ids[first : first + GATHERED]))[1:-1]
+        for first in range(0, len(self), ITERATED):  # as JSON would give all ids at once
+            text = json.dumps(list(self.ids[first : first + ITERATED]))[1:-1]
             digest.update((", " * (first > 0) + text).encode())
         digest.update(b"]")
         for array in (self.tokens, self.offsets, self.targets):

@@ -156,11 +156,11 @@ def _why_not(name: str, sequence: str) -> str | None:
     return None
 
 
-def read_fasta(paths: Sequence[str | Path]) -> list[Record]:
-    """Records of all files in order.
+def sort_fasta(paths: Sequence[str | Path]) -> tuple[list[Record], list[Reject]]:
+    """Records of all files in order, those that can be used and those that cannot.
 
     Raises:
-        FastaError: As for ``scan_fasta``, or some records cannot be used: all are collected.
+        FastaError: As for ``scan_fasta``.
     """
     records: list[Record] = []
     rejects: list[Reject] = []
@@ -169,6 +169,16 @@ def read_fasta(paths: Sequence[str | Path]) -> list[Record]:
             records.append(item)
         else:
             rejects.append(item)
+    return records, rejects
+
+
+def read_fasta(paths: Sequence[str | Path]) -> list[Record]:
+    """Records of all files in order.
+
+    Raises:
+        FastaError: As for ``scan_fasta``, or some records cannot be used: all are collected.
+    """
+    records, rejects = sort_fasta(paths)
     if rejects:
         raise FastaError(reject_message(rejects))
     return records

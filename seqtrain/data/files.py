@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,8 +28,8 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive; unpack it first",
     b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first, or use .gz, .bz2 or .xz",
-    b"ARROW1": "an Arrow file; stores of `seqtrain data tokenize` are for `seqtrain train`, here "
-    "give the FASTA files they were made of",
+    b"ARROW1": "an Arrow file. Stores of `data tokenize` are taken by `train`, `compare-norms` and "
+    "`data audit`, by name; here give the FASTA files they were made of",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
@@ -147,3 +148,20 @@ def check_place(path: Path) -> None:
         )
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; expected the name of a file.")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: is no ordinary file, and cannot be replaced by one.")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of ``path`` when all of it is there, or is gone.
+
+    A link stays one.
+    """
+    path = path.resolve()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -140,7 +140,9 @@ def _where(record: Header | Record, table: LabelTable) -> str:
     return f"label on line {line} of {shown(file)}" if line else f"label in {shown(file)}"
 
 
-def to_dataset(data: Tokenized, table: LabelTable, codec: LabelCodec) -> SequenceDataset:
+def to_datasets(
+    pieces: Sequence[Tokenized], table: LabelTable, codec: LabelCodec
+) -> list[SequenceDataset]:
     """The records with their targets; none for mlm, where each residue is its own.
 
     Raises:
@@ -148,10 +150,22 @@ def to_dataset(data: Tokenized, table: LabelTable, codec: LabelCodec) -> Sequenc
             are collected.
     """
     if codec.task == "mlm":
-        return data.sequences
+        return [piece.sequences for piece in pieces]
+    bad: list[Reject] = []
+    targets = [_targets(piece, table, codec, bad) for piece in pieces]
+    if bad:
+        raise LabelError(reject_message(bad))
+    per_residue = is_residue(codec.task)
+    return [
+        piece.sequences.labelled(own, per_residue=per_residue)
+        for piece, own in zip(pieces, targets, strict=True)
+    ]
+
+
+def _targets(data: Tokenized, table: LabelTable, codec: LabelCodec, bad: list[Reject]) -> list[Any]:
+    """Those of all records but the bad ones, which are added to the list."""
     per_residue = is_residue(codec.task)
     targets: list[Any] = []
-    bad: list[Reject] = []
     for i, record in enumerate(data.sequences.ids):
         try:
             target = codec.encode(table.values[record])
@@ -159,9 +173,7 @@ def to_dataset(data: Tokenized, table: LabelTable, codec: LabelCodec) -> Sequenc
         except LabelError as error:
             header = data.header(i)
             bad.append(reject(header, f"{_where(header, table)}: {error}"))
-    if bad:
-        raise LabelError(reject_message(bad))
-    return data.sequences.labelled(targets, per_residue=per_residue)
+    return targets
 
 
 def _tokens_own(targets: Any, data: Tokenized, i: int) -> np.ndarray:

@@ -51,10 +51,10 @@ class LabelTable:
     """What the split column says, where it says something."""
     files: list[str] = field(default_factory=list)
     """Those that hold labels, in order."""
-    _lines: "array[int]" = field(default_factory=lambda: array("q"))
-    _ends: list[int] = field(default_factory=list)
+    _lines: "array[int]" = field(init=False, default_factory=lambda: array("q"))
+    _ends: list[int] = field(init=False, default_factory=list)
     """How many labels there are up to the end of each file."""
-    _numbers: dict[str, int] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(init=False, default_factory=dict)
     """Which label of all each is, once somebody asked."""
 
     def place(self, record: str) -> tuple[str, int]:
@@ -277,22 +277,16 @@ def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:
     bad: list[tuple[_Row, str]] = []
     repeated: list[_Row] = []
     for row in rows:
-        if reason := _why_not(row):
-            bad.append((row, reason))
+        if row.reason or not row.id:
+            bad.append((row, row.reason or "the id is blank"))
         elif row.id in table.values:
             repeated.append(row)
+        elif not row.value:
+            bad.append((row, "the label is missing; add it or remove the row"))
         else:
             table.add(row)
     bad += [(row, _used_before(row, *table.place(row.id))) for row in repeated]
     return [Reject(row.id, reason, row.source, row.line, row.place) for row, reason in bad]
-
-
-def _why_not(row: _Row) -> str:
-    if row.reason:
-        return row.reason
-    if not row.id:
-        return "the id is blank"
-    return "" if row.value else "the label is missing; add it or remove the row"
 
 
 def _used_before(row: _Row, file: str, line: int) -> str:

@@ -12,7 +12,7 @@ from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
-from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_dataset
+from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_datasets
 from seqtrain.data.label_table import LabelTable, header_splits
 from seqtrain.data.labels import LabelCodec, infer_task
 from seqtrain.data.partition import complete_parts, given_parts, pick
@@ -20,6 +20,7 @@ from seqtrain.data.ragged import Texts
 from seqtrain.data.reading import read_tokenized
 from seqtrain.data.report import data_report
 from seqtrain.data.splits import SPLITS
+from seqtrain.data.store import is_store
 from seqtrain.data.tokenized import Headers, Tokenized, looks_like, tokenize_fasta
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, LabelError
@@ -165,8 +166,9 @@ def prepare_data(
     )
     codec = fit(partition.parts)
     parts = _divided(pieces, partition.parts, table, codec, tokenizer)
+    told = "that of the stores" if is_store(paths[0]) else "told from the letters"
     how = {
-        "alphabet": "given" if alphabet else "told from the letters",
+        "alphabet": "given" if alphabet else told,
         "task": "given" if task else "told from the labels",
         "split": partition.how,
     }
@@ -193,7 +195,7 @@ def _divided(
     tokenizer: Tokenizer,
 ) -> dict[str, SequenceDataset]:
     """The datasets by part, with targets; those of mlm that are scored have letters hidden."""
-    datasets = [to_dataset(piece, table, codec) for piece in pieces]
+    datasets = to_datasets(pieces, table, codec)
     divided = {name: pick(datasets, np.flatnonzero(parts == name)) for name in SPLITS}
     if codec.task == "mlm":
         for name, part in divided.items():
@@ -285,4 +287,4 @@ def read_for_model(
     headers = Headers([data])
     table = join_labels(headers, labels, id_column=id_column, label_column=label_column)
     check_labels(headers, table, codec.task)
-    return to_dataset(data, table, codec)
+    return to_datasets([data], table, codec)[0]

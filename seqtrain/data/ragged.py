@@ -5,6 +5,7 @@ import mmap
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, SupportsIndex, overload
@@ -13,8 +14,11 @@ from weakref import finalize
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-GATHERED = 2**13
-"""Lists whose values are copied at once."""
+GATHERED = 2**18
+"""Values that are looked at together, where each takes eight bytes and more meanwhile."""
+
+ITERATED = 2**13
+"""Strings whose places are read at once."""
 
 COUNTED = 2**16
 """Bytes that are counted at once."""
@@ -41,20 +45,34 @@ def positions(
     return np.repeat(begins - before, lengths) + np.arange(lengths.sum())
 
 
+def shares(lengths: Int64[np.ndarray, " N"], most: int | None = None) -> Iterator[tuple[int, int]]:
+    """First and last list, the latter left out, of shares that cover all lists in turn.
+
+    Args:
+        lengths: Of the lists.
+        most: Values of a share, unless it is a single list; none: ``GATHERED``.
+    """
+    ends = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        room = (ends[first - 1] if first else 0) + (GATHERED if most is None else most)
+        last = max(first + 1, int(np.searchsorted(ends, room, "right")))
+        yield first, last
+        first = last
+
+
 def gather(
     values: np.ndarray, begins: Int64[np.ndarray, " B"], lengths: Int64[np.ndarray, " B"]
 ) -> np.ndarray:
-    """A copy of what lies there.
-
-    Some lists at a time: a position takes eight times the memory of a byte.
-    """
+    """A copy of the values of lists that begin there and are so long, list after list."""
     out = np.empty(int(lengths.sum()), values.dtype)
     end = 0
-    for first in range(0, len(begins), GATHERED):
-        some = slice(first, first + GATHERED)
-        where = positions(begins[some], lengths[some])
-        begin, end = end, end + len(where)
-        out[begin:end] = values[where]
+    for first, last in shares(lengths):
+        begin, end = end, end + int(lengths[first:last].sum())
+        if last == first + 1:  # perhaps a long one
+            out[begin:end] = values[begins[first] : begins[first] + lengths[first]]
+        else:
+            out[begin:end] = values[positions(begins[first:last], lengths[first:last])]
     return out
 
 
@@ -88,8 +106,8 @@ class Texts(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         data = memoryview(self.data)  # type: ignore[arg-type]  # an array is one
-        for first in range(0, len(self), GATHERED):
-            bounds = self.offsets[first : first + GATHERED + 1].tolist()
+        for first in range(0, len(self), ITERATED):
+            bounds = self.offsets[first : first + ITERATED + 1].tolist()
             for begin, end in pairwise(bounds):
                 yield str(data[begin:end], "utf-8")
 
@@ -107,10 +125,11 @@ class Column:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._stream: IO[bytes] = io.BytesIO()
         if folder is not None:
             self._stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-            finalize(self, self._stream.close)
+            finalize(self, _close, self._stream)
         self._ends = array("q", [0])
 
     def append(self, values: bytes | memoryview) -> None:
@@ -119,17 +138,37 @@ class Column:
         Raises:
             OSError: The file cannot grow.
         """
-        self._stream.write(values)
+        with self._named():
+            self._stream.write(values)
         self._ends.append(self._ends[-1] + len(values))
 
     def arrays(self) -> tuple[UInt8[np.ndarray, " _"], Int64[np.ndarray, " S"]]:
-        """All values and where each list begins, without a copy; nothing may follow."""
+        """All values and where each list begins, without a copy; nothing may follow.
+
+        Raises:
+            OSError: The file cannot grow.
+        """
         offsets = np.frombuffer(self._ends, np.int64)
         if isinstance(self._stream, io.BytesIO):
             return np.frombuffer(self._stream.getbuffer(), np.uint8), offsets
+        with self._named():
+            self._stream.flush()
         with self._stream as file:
             if not self._ends[-1]:  # nothing cannot be mapped
                 return np.empty(0, np.uint8), offsets
-            file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # outlives the open file
         return np.frombuffer(mapped, np.uint8), offsets
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of a file without a name say which folder it is in."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+
+
+def _close(stream: IO[bytes]) -> None:
+    """What a full disk did not take is not wanted any more."""
+    with suppress(OSError):
+        stream.close()

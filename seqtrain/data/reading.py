@@ -5,7 +5,7 @@ from contextlib import closing
 from functools import partial
 
 from seqtrain.data.fasta import reject, reject_message
-from seqtrain.data.files import shown
+from seqtrain.data.files import read_lines, shown
 from seqtrain.data.places import Places
 from seqtrain.data.store import is_store, open_store
 from seqtrain.data.tokenized import Headers, Tokenized, limit, looks_like, tokenize_fasta
@@ -39,19 +39,20 @@ def read_tokenized(
         )
         return [data], tokenizer
     if fasta := next((path for path in paths if path not in stores), None):
+        next(read_lines(fasta, FastaError), None)  # tells what is no file at all
         raise DataError(
             f"{shown(fasta)}: expected a store as {stores[0]} is, found something else. Give "
             "stores alone or FASTA files alone."
         )
-    pieces = []
-    for path in stores:
-        data, tokenizer = open_store(path)
-        _check_settings(path, tokenizer, settings)
-        settings = tokenizer.to_dict()
-        pieces.append(limit(data, max_length, overlong))
+    opened = [open_store(path) for path in stores]
+    tokenizer = opened[0][1]
+    _check_settings(stores[0], tokenizer, settings)
+    for path, (_, other) in zip(stores, opened, strict=True):
+        _check_alike(stores[0], tokenizer, path, other)
+    pieces = [data for data, _ in opened]
     if len(pieces) > 1:
         _refuse_repeats(Headers(pieces))
-    return pieces, tokenizer
+    return limit(pieces, max_length, overlong), tokenizer
 
 
 def _tokenizer_for(settings: Mapping[str, str | None], letters: Mapping[str, int]) -> Tokenizer:
@@ -65,7 +66,18 @@ def _check_settings(path: str, tokenizer: Tokenizer, wanted: Mapping[str, str | 
         if wanted[name] not in (None, found):
             raise ConfigError(
                 f"tokenizer.{name}={wanted[name]}: {path} was tokenized with {found}. Set "
-                f"tokenizer.{name}={found}, or make all stores anew with `seqtrain data tokenize`."
+                f"tokenizer.{name}={found}, or make the stores anew with `seqtrain data tokenize "
+                f"--{name} {wanted[name]}`."
+            )
+
+
+def _check_alike(path: str, tokenizer: Tokenizer, other_path: str, other: Tokenizer) -> None:
+    found = other.to_dict()
+    for name, expected in tokenizer.to_dict().items():
+        if found[name] != expected:
+            raise DataError(
+                f"{other_path}: was tokenized with --{name} {found[name]}, {path} with {expected}. "
+                "Make both with the same."
             )
 
 

@@ -1,23 +1,23 @@
 """Tokenized records in an Arrow file, memory-mapped: its reader's memory does not grow with it."""
 
+import hashlib
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.files import STDIN
+from seqtrain.data.files import STDIN, whole_file
 from seqtrain.data.ragged import Texts
 from seqtrain.data.tokenized import Dropped, Origins, Tokenized
-from seqtrain.data.tokenizer import PAD, Tokenizer
+from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError
 
 STORE_FORMAT = "seqtrain-store-2"
 
 _MAGIC = b"ARROW1"
+_FIX = "Make it with `seqtrain data tokenize FASTA -o STORE`."
 
 
 def is_store(path: str | Path) -> bool:
@@ -39,8 +39,9 @@ def write_store(path: str | Path, data: Tokenized, tokenizer: Tokenizer) -> None
     """
     import pyarrow as pa
 
+    ids = data.sequences.ids
     columns = {
-        "id": _strings(_as_texts(data.sequences.ids)),
+        "id": _strings(ids if isinstance(ids, Texts) else Texts.of(ids)),
         "description": _strings(data.descriptions),
         "tokens": _lists(data.sequences.tokens, data.sequences.offsets),
         "dropped": _lists(*data.dropped),
@@ -50,18 +51,15 @@ def write_store(path: str | Path, data: Tokenized, tokenizer: Tokenizer) -> None
         "tokenizer": json.dumps(tokenizer.to_dict()),
         "letters": json.dumps(data.letters),
     }
-    batch = pa.record_batch(columns, metadata=metadata)
-    partial = Path(f"{path}.partial")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _as_texts(ids: Sequence[str]) -> Texts:
-    return ids if isinstance(ids, Texts) else Texts.of(ids)
+    batch = pa.record_batch(columns)
+    metadata["sha256"] = _digest(batch, metadata)
+    batch = batch.replace_schema_metadata(metadata)
+    with (
+        whole_file(Path(path)) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_file(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 def _strings(texts: Texts) -> Any:
@@ -77,34 +75,31 @@ def _lists(values: np.ndarray, offsets: np.ndarray) -> Any:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
+def _digest(batch: Any, metadata: dict[str, str]) -> str:
+    """Hexadecimal SHA-256 of the schema, all columns, and what else a store says of itself."""
+    said = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    digest.update(f"{batch.schema.remove_metadata()}{len(batch)}".encode())
+    for column in batch.columns:
+        for buffer in column.buffers():
+            if buffer is not None:
+                digest.update(f"{buffer.size}".encode())
+                digest.update(buffer)
+    return digest.hexdigest()
+
+
 def open_store(path: str | Path) -> tuple[Tokenized, Tokenizer]:
     """The records of a store, memory-mapped, and what read their letters.
 
     Raises:
-        DataError: The file is missing, or is no store of this format.
+        DataError: The file is missing, damaged, or no store of this format.
     """
-    import pyarrow as pa
-
-    fix = "Make it with `seqtrain data tokenize FASTA -o STORE`."
-    try:
-        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-        batch.validate(full=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read as a tokenized store: {error}. {fix}") from error
-    metadata = {
-        key.decode(): value.decode() for key, value in (batch.schema.metadata or {}).items()
-    }
-    if metadata.get("format") != STORE_FORMAT:
-        raise DataError(f"{path}: an Arrow file, but not of format {STORE_FORMAT}. {fix}")
+    batch, metadata = _read(path)
     tokens, dropped = batch["tokens"], batch["dropped"]
     sequences = SequenceDataset(
         _texts(batch["id"]), tokens.values.to_numpy(), tokens.offsets.to_numpy()
     )
     nowhere = np.zeros(len(sequences), np.int64)
-    tokenizer = Tokenizer.from_dict(json.loads(metadata["tokenizer"]))
-    counts = sequences.token_counts()
-    if len(counts) > tokenizer.vocab_size or (len(counts) and counts[PAD]):
-        raise DataError(f"{path}: holds tokens that stand for no letter; it is damaged. {fix}")
     data = Tokenized(
         sequences,
         _texts(batch["description"]),
@@ -113,7 +108,27 @@ def open_store(path: str | Path) -> tuple[Tokenized, Tokenizer]:
         letters=json.loads(metadata["letters"]),
         whole=sequences.lengths,
     )
-    return data, tokenizer
+    return data, Tokenizer.from_dict(json.loads(metadata["tokenizer"]))
+
+
+def _read(path: str | Path) -> tuple[Any, dict[str, str]]:
+    """All that is in the file, as it was written."""
+    import pyarrow as pa
+
+    try:
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)  # or what is read next may lie outside the file
+        found = batch.schema.metadata or {}
+        metadata = {key.decode(): value.decode() for key, value in found.items()}
+        digest = _digest(batch, metadata)
+    # Others than Arrow's own where damage hits what it trusts.
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a tokenized store: {error}. {_FIX}") from error
+    if metadata.get("format") != STORE_FORMAT:
+        raise DataError(f"{path}: an Arrow file, but not of format {STORE_FORMAT}. {_FIX}")
+    if metadata.get("sha256") != digest:
+        raise DataError(f"{path}: is damaged: its content is not that of its checksum. {_FIX}")
+    return batch, metadata
 
 
 def _texts(column: Any) -> Texts:

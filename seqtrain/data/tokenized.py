@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int64, UInt32
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message, scan_fasta
-from seqtrain.data.ragged import GATHERED, Column, Texts, byte_counts, gather, offsets_of
+from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, shares
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
 
@@ -55,7 +55,7 @@ class Tokenized:
     dropped: Dropped
     """Letters that became no token."""
     letters: Mapping[str, int]
-    """How often each letter or symbol was read, in all records."""
+    """How often each letter or symbol was read, in records that are left out too."""
     whole: Int64[np.ndarray, " N"]
     """Tokens of each record before any was cut off."""
     truncated: tuple[str, ...] = ()
@@ -190,9 +190,8 @@ def tokenize_fasta(
         whole=np.diff(tokens[1]),
     )
     rejects += [reject(found.header(i), reason) for i, reason in bad.items()]
-    return limit(
-        found, max_length, overlong, rejects, _alphabet_hint(letters, tokenizer)
-    ), tokenizer
+    hint = _alphabet_hint(letters, tokenizer)
+    return limit([found], max_length, overlong, rejects, hint)[0], tokenizer
 
 
 def _translate(
@@ -218,16 +217,16 @@ def _translate(
 
 
 def limit(
-    data: Tokenized,
+    pieces: Sequence[Tokenized],
     max_length: int | None,
     overlong: str,
     rejects: Sequence[Reject] = (),
     hint: str = "",
-) -> Tokenized:
+) -> list[Tokenized]:
     """The records, those of more than ``max_length`` tokens cut or left out where that was asked.
 
     Args:
-        data: All records.
+        pieces: All records.
         max_length: Longest sequence in tokens; none: no limit.
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
         rejects: Records already found to be unusable, told with the others.
@@ -240,30 +239,42 @@ def limit(
     if overlong not in OVERLONG:
         expected = ", ".join(OVERLONG)
         raise ConfigError(f"data.overlong: expected one of {expected}, found {overlong!r}.")
-    is_long = data.whole > (data.whole.max(initial=0) if max_length is None else max_length)
-    long = np.flatnonzero(is_long)
-    fix = "; raise it, or set data.overlong to truncate or skip" * (overlong == "error")
-    told = [
-        reject(
-            data.header(i),
-            f"{data.whole[i]} residues are more than data.max_length={max_length}{fix}",
-        )
-        for i in long.tolist()
-        if overlong != "truncate"
-    ]
-    if bad := [*rejects, *(told if overlong == "error" else [])]:
-        raise FastaError(reject_message(bad) + hint)
-    if overlong == "skip" and told:
-        if len(told) == len(data):
-            raise FastaError(f"{reject_message(told)}\nNo record is left.")
-        return replace(data.take(np.flatnonzero(~is_long)), skipped=tuple(told))
-    if overlong == "truncate" and len(long):
-        assert max_length is not None
-        cut = data.sequences.truncated(max_length)
-        return replace(
-            data, sequences=cut, truncated=tuple(data.sequences.ids[i] for i in long.tolist())
-        )
-    return data
+    bad = list(rejects)
+    if max_length is not None and overlong == "error":
+        fix = "; raise it, or set data.overlong to truncate or skip"
+        bad += [told for piece in pieces for told in _too_long(piece, max_length, fix)]
+    if bad:
+        order = {file: i for i, file in enumerate(f for p in pieces for f in p.origins.files)}
+        raise FastaError(reject_message(sorted(bad, key=lambda each: order[each.source])) + hint)
+    if max_length is None or overlong == "error":
+        return list(pieces)
+    shorten = _truncate if overlong == "truncate" else _leave_out
+    limited = [shorten(piece, max_length) for piece in pieces]
+    if not any(map(len, limited)):
+        skipped = [told for piece in limited for told in piece.skipped]
+        raise FastaError(f"{reject_message(skipped)}\nNo record is left.")
+    return limited
+
+
+def _too_long(data: Tokenized, max_length: int, fix: str = "") -> list[Reject]:
+    reason = f"residues are more than data.max_length={max_length}{fix}"
+    long = np.flatnonzero(data.whole > max_length).tolist()
+    return [reject(data.header(i), f"{data.whole[i]} {reason}") for i in long]
+
+
+def _truncate(data: Tokenized, max_length: int) -> Tokenized:
+    long = np.flatnonzero(data.whole > max_length).tolist()
+    if not long:
+        return data
+    names = tuple(data.sequences.ids[i] for i in long)
+    return replace(data, sequences=data.sequences.truncated(max_length), truncated=names)
+
+
+def _leave_out(data: Tokenized, max_length: int) -> Tokenized:
+    skipped = _too_long(data, max_length)
+    if not skipped:
+        return data
+    return replace(data.take(np.flatnonzero(data.whole <= max_length)), skipped=tuple(skipped))
 
 
 def letters_of(pieces: Iterable[Tokenized]) -> dict[str, int]:
@@ -274,8 +285,9 @@ def letters_of(pieces: Iterable[Tokenized]) -> dict[str, int]:
 def letter_counts(records: Sequence[Record]) -> dict[str, int]:
     """How often each letter or symbol occurs in all sequences together."""
     counts = np.zeros(256, np.int64)
-    for first in range(0, len(records), GATHERED):
-        text = "".join(record.sequence for record in records[first : first + GATHERED])
+    lengths = np.fromiter((len(record.sequence) for record in records), np.int64, len(records))
+    for first, last in shares(lengths):
+        text = "".join(record.sequence for record in records[first:last])
         counts += byte_counts(np.frombuffer(text.encode(), np.uint8))
     return _by_letter(counts)
 

@@ -1,6 +1,5 @@
 """Vectors that an encoder gives to sequences, for other programs to work with."""
 
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 from seqtrain.data.batching import collate, plan_batches
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject
-from seqtrain.data.files import check_place, shown
+from seqtrain.data.files import check_place, shown, whole_file
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.predict import NOT_FINITE, read_chunks
@@ -181,15 +180,12 @@ def write_embeddings(
         ConfigError: Another ending.
     """
     check_embedding_format(path)
-    partial = path.with_name(path.name + ".partial")
     write = _write_parquet if path.suffix == ".parquet" else _write_npz
-    try:
-        number = write(partial, embeddings, per_residue, DTYPES[dtype])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        _rows_file(partial).unlink(missing_ok=True)
-    return number
+    with whole_file(path) as partial:
+        try:
+            return write(partial, embeddings, per_residue, DTYPES[dtype])
+        finally:
+            _rows_file(partial).unlink(missing_ok=True)
 
 
 def _rows_file(partial: Path) -> Path:

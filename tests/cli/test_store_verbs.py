@@ -86,6 +86,8 @@ def test_bad_records_make_no_store(program: Program, tmp_path: Path) -> None:
         (("-o", "no/x.arrow"), "no does not exist. Make it first."),
         (("-o", "x.arrow", "--gap", "keep"), "tokenizer.gap: expected one of drop, unknown, error"),
         (("-o", "x.arrow", "--alphabet", "amino"), "--alphabet: expected protein, dna, rna"),
+        (("-o", "-"), "-: expected the name of a new file, or of a store to replace."),
+        (("-o", "/dev/null"), "/dev/null: is no ordinary file"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_or_instead(
@@ -94,6 +96,42 @@ def test_what_cannot_be_done_is_said_before_or_instead(
     done = program("data", "tokenize", files / "train.fasta", *arguments, cwd=tmp_path)
     refused(done, said)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_does_not_take_the_place_of_what_it_is_made_of(
+    program: Program, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "a.fasta", ">a\nMKV\n"
+    path.write_text(text)
+    (tmp_path / "link").symlink_to(path)
+    for output in (path, tmp_path / "link", "a.fasta"):
+        done = program("data", "tokenize", "a.fasta", "-o", output, cwd=tmp_path)
+        refused(done, "expected the name of a new file, or of a store to replace.")
+    assert path.read_text() == text
+
+
+def test_an_audit_of_stores_is_that_of_their_files(
+    files: Path, stores: Path, program: Program, tmp_path: Path
+) -> None:
+    labels = ["--labels", files / "labels.tsv"]
+    for folder, suffix in ((files, "fasta"), (stores, "arrow")):
+        parts = [folder / f"train.{suffix}", "--test", folder / f"test.{suffix}"]
+        done = program("data", "audit", *parts, *labels, "--json", tmp_path / f"{suffix}.json")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fasta.json").read_text() == (tmp_path / "arrow.json").read_text()
+
+
+def test_a_run_does_not_go_on_with_another_store(
+    files: Path, stores: Path, program: Program, tmp_path: Path
+) -> None:
+    store, longer = tmp_path / "train.arrow", ["trainer.max_epochs=4", "trainer.patience=4"]
+    store.write_bytes((stores / "train.arrow").read_bytes())
+    said = ["--train", store, "--labels", files / "labels.tsv", *SMALL, *longer]
+    status, _ = interrupt(signal.SIGINT, "epoch 2/", "train", *said, "-o", tmp_path / "run")
+    assert status == 130
+    store.write_bytes((stores / "test.arrow").read_bytes())
+    done = program("train", *said, "-o", tmp_path / "run", "--resume")
+    refused(done, "the data are not those that this run began with")
 
 
 def test_verbs_that_read_fasta_say_so(

@@ -149,5 +149,5 @@ def test_fingerprint_is_that_of_all_ids_at_once_and_of_their_arrays(kind, length
         Texts.of(dataset.ids), dataset.tokens, dataset.offsets, dataset.targets, dataset.per_residue
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seqtrain.data.dataset.GATHERED", at_once)
+        patch.setattr("seqtrain.data.dataset.ITERATED", at_once)
         assert dataset.fingerprint() == texts.fingerprint() == digest.hexdigest()

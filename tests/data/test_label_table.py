@@ -236,3 +236,12 @@ def test_empty_header_label_is_missing():
 )
 def test_names_of_splits_are_normalised(name, texts):
     assert {split_name(text) for text in texts} == {name}
+
+
+def test_repeated_ids_of_several_tables_are_told_with_their_places(write):
+    first = write("id,label\na,x\nb,y\na,\n", "a.csv")
+    second = write("id,label\nc,x\nb,y\nc,z\n", "b.csv")
+    message = message_of(first, second)
+    assert "record 'a' (3rd, line 4): the id was used before, on line 2; one" in message
+    assert f"record 'b' (2nd, line 3): the id was used before, on line 3 of {first}; one" in message
+    assert "record 'c' (3rd, line 4): the id was used before, on line 2; one" in message

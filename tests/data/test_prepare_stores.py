@@ -105,8 +105,14 @@ def letters(folder: Folder) -> dict[str, Any]:
     return {"train": [folder.fasta("a.fa", gapped(40))], "task": "mlm"}
 
 
+def one_long_file(folder: Folder) -> dict[str, Any]:
+    """With a limit of 25 nothing of it is left."""
+    long = {f"long{n}": "MKVLAEFW" * 5 for n in range(3)}
+    return {"train": [folder.fasta("a.fa", gapped(40)), folder.fasta("b.fa", long)], "task": "mlm"}
+
+
 @pytest.mark.parametrize(
-    "make", [classes, numbers_by_file, residues, headers, several_files, letters]
+    "make", [classes, numbers_by_file, residues, headers, several_files, letters, one_long_file]
 )
 @pytest.mark.parametrize(
     "limits",
@@ -140,9 +146,11 @@ def test_another_alphabet_than_the_stores_is_refused(folder: Folder) -> None:
 def test_stores_of_different_alphabets_are_refused(folder: Folder) -> None:
     protein = store_of(folder.fasta("a.fa", peptides(9)))
     dna = store_of(folder.fasta("b.fa", {"x": "ACGT" * 20}))
-    message = error_of(ConfigError, train=[protein], test=[dna], task="mlm")
-    assert "tokenizer.alphabet=protein" in message
-    assert f"{dna} was tokenized with dna" in message
+    message = error_of(DataError, train=[protein], test=[dna], task="mlm")
+    assert message == (
+        f"{dna}: was tokenized with --alphabet dna, {protein} with protein. "
+        "Make both with the same."
+    )
 
 
 def test_a_store_and_a_fasta_file_do_not_mix(folder: Folder) -> None:
@@ -157,6 +165,36 @@ def test_an_id_in_two_stores_is_told_with_both(folder: Folder) -> None:
     second = store_of(folder.fasta("b.fa", {"r": "MK", "q": "MKVL"}))
     message = error_of(FastaError, train=[first], valid=[second], task="mlm")
     assert message == (f"{second}: record 'q' (2nd): the id is in {first} too; ids must be unique.")
+
+
+def test_an_id_is_told_though_its_record_is_left_out(folder: Folder) -> None:
+    first = store_of(folder.fasta("a.fa", {"p": "MK", "q": "MKV"}))
+    second = store_of(folder.fasta("b.fa", {"r": "MK", "q": "MKVL" * 9}))
+    limits = {"max_length": 9, "overlong": "skip"}
+    message = error_of(FastaError, train=[first], valid=[second], task="mlm", **limits)
+    assert "the id is in" in message
+
+
+def test_bad_records_of_all_stores_come_in_one_message(folder: Folder) -> None:
+    stores = [
+        store_of(folder.write(f"{n}.fa", f">a{n} label=x\nMK\n>b{n} label=y\nMKVLA\n"))
+        for n in "01"
+    ]
+    message = error_of(FastaError, train=stores[:1], valid=stores[1:], max_length=3)
+    assert "record 'b0' (2nd)" in message
+    assert "record 'b1' (2nd)" in message
+    labels = folder.fasta("labels.fa", {"a0": "H", "b0": "HHHHH", "a1": "EE", "b1": "E"})
+    message = error_of(LabelError, train=stores, labels=[labels], valid_fraction=0.5)
+    assert "record 'a0' (1st): label on line 1 of" in message
+    assert "record 'b1' (2nd): label on line 7 of" in message
+
+
+def test_a_missing_store_is_told_as_a_missing_file_is(folder: Folder) -> None:
+    store = store_of(folder.fasta("a.fa", peptides(9)))
+    message = error_of(FastaError, train=[store], valid=[store.replace("a.fa", "b.fa")], task="mlm")
+    assert "b.fa.arrow: no such file. Did you mean" in message
+    message = error_of(FastaError, train=[store], valid=[str(folder.path)], task="mlm")
+    assert "is a folder, expected a file" in message
 
 
 def test_messages_about_records_of_a_store_name_no_line(folder: Folder) -> None:

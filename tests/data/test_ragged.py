@@ -1,5 +1,8 @@
 """Lists end to end against plain lists."""
 
+import errno
+import gc
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqtrain.data import ragged
-from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, positions
+from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, positions, shares
 
 lists = st.lists(st.lists(st.integers(0, 255), max_size=9), max_size=12)
 strings = st.lists(st.text(max_size=9), max_size=12)
@@ -30,12 +33,55 @@ def test_values_are_gathered_list_after_list(values, data):
     assert found.tolist() == expected
 
 
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 20))
+def test_shares_cover_all_lists_and_hold_no_more_than_asked_for(lengths, most):
+    found = list(shares(np.array(lengths, np.int64), most))
+    assert [i for first, last in found for i in range(first, last)] == list(range(len(lengths)))
+    for first, last in found:
+        assert last == first + 1 or sum(lengths[first:last]) <= most
+        full = last == len(lengths) or sum(lengths[first : last + 1]) > most
+        assert full, "a share takes what it has room for"
+
+
+def test_long_lists_are_copied_in_little_more_memory_than_they_take():
+    values = np.arange(4_000_000, dtype=np.uint8)
+    begins = np.arange(0, len(values), 1_000_000)
+    tracemalloc.start()
+    found = gather(values, begins[::-1], np.full(4, 1_000_000))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.1 * len(values)
+    assert (found == values.reshape(4, -1)[::-1].ravel()).all()
+
+
+def test_a_full_disk_is_told_with_its_folder_and_nothing_more(tmp_path, monkeypatch, recwarn):
+    class Full:
+        """A file on it."""
+
+        def fail(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        write = flush = close = fail
+
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: Full())
+    column = Column(tmp_path)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        column.append(b"MKV")
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        column.arrays()
+    assert caught.value.filename == str(tmp_path)
+    caught = column = None  # the file is closed, which fails once more and is no news
+    gc.collect()
+    assert not recwarn.list
+
+
 @given(strings, st.data())
 def test_texts_are_a_list_of_strings(values, data):
     texts = Texts.of(iter(values))
     assert len(texts) == len(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ragged, "GATHERED", data.draw(st.integers(1, 5)))
+        patch.setattr(ragged, "ITERATED", data.draw(st.integers(1, 5)))
         assert list(texts) == values
     for i in range(-len(values), len(values)):
         assert texts[i] == texts[np.int64(i)] == values[i]

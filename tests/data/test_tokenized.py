@@ -70,7 +70,8 @@ def test_over_long_records_are_cut_left_out_or_told(tmp_path_factory, sequences,
         with pytest.raises(FastaError, match=rf"{long[0]}.*more than data\.max_length={longest}"):
             read(path, max_length=longest)
     else:
-        assert read(path, max_length=longest).sequences.fingerprint()
+        whole = read(path).sequences.fingerprint()
+        assert read(path, max_length=longest).sequences.fingerprint() == whole
     if len(long) == len(sequences):
         with pytest.raises(FastaError, match=r"No record is left\."):
             read(path, max_length=longest, overlong="skip")
@@ -85,7 +86,7 @@ def test_over_long_records_are_cut_left_out_or_told(tmp_path_factory, sequences,
 def test_what_is_to_happen_to_over_long_records_has_to_be_known(tmp_path):
     data = read(write(tmp_path / "a.fa", ["MK"]))
     with pytest.raises(ConfigError, match=r"data\.overlong: expected one of error"):
-        limit(data, 3, "cut")
+        limit([data], 3, "cut")
 
 
 def test_the_tokenizer_is_made_from_the_letters_of_all_files(tmp_path):
