@@ -44,7 +44,7 @@ def padding_shift(
     rng = np.random.default_rng(seed)
     ways: dict[str, list[float]] = {"padded_2x": [], "padded_4x": [], "neighbours": []}
     for i in range(min(SHIFT_RECORDS, len(dataset))):
-        length = int(dataset.lengths[i])
+        length = len(dataset.residues(i))
         alone = _logits(model, collate(dataset, np.array([i])))[0]
         others = rng.integers(len(dataset), size=NUM_NEIGHBOURS)
         batches = {
@@ -204,7 +204,7 @@ def padded_outputs(
     for index in plan:
         batch = collate(dataset, index).to(device)
         rows = model.head.readout(model(batch.tokens, batch.lengths)).cpu().numpy()  # type: ignore[operator]
-        lengths = dataset.lengths[index]
+        lengths = dataset.lengths_of(index)
         shares[index] = 1 - lengths / lengths.max()
         for record, row, length in zip(index.tolist(), rows, lengths.tolist(), strict=True):
             pieces[record] = row[:length] if dataset.per_residue else row[None]

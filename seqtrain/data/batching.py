@@ -220,8 +220,8 @@ def collate(
     """
     chosen = index.astype(np.int64)
     if packed:
-        return _pack(dataset, chosen[np.argsort(-dataset.lengths[chosen], kind="stable")])
-    lengths = dataset.offsets[chosen + 1] - dataset.offsets[chosen]
+        return _pack(dataset, chosen[np.argsort(-dataset.lengths_of(chosen), kind="stable")])
+    lengths = dataset.lengths_of(chosen)
     longest = int(lengths.max(initial=0))
     width = longest if pad_to is None else pad_to
     if width < longest:
@@ -259,6 +259,6 @@ def _pack(dataset: SequenceDataset, chosen: Int64[np.ndarray, " B"]) -> Batch:
         mask=torch.ones_like(tokens, dtype=torch.bool),
         targets=targets,
         index=torch.from_numpy(chosen),
-        lengths=torch.from_numpy(dataset.lengths[chosen]),
+        lengths=torch.from_numpy(dataset.lengths_of(chosen)),
         packed=True,
     )

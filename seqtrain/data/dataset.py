@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int64, UInt8
 
-from seqtrain.data.ragged import ITERATED, Texts, byte_counts, gather, offsets_of, positions
+from seqtrain.data.ragged import ITERATED, Texts, bounds, byte_counts, gather, offsets_of, positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,10 @@ class SequenceDataset:
         """Residues of each record."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, indices: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """Residues of these records, in time that does not depend on how many others there are."""
+        return bounds(self.offsets, indices)[1]
+
     def residues(self, i: int) -> UInt8[np.ndarray, " L"]:
         """Token ids of record ``i``, a view."""
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
@@ -122,7 +126,7 @@ class SequenceDataset:
 
     def positions(self, indices: Int[np.ndarray, " B"]) -> Int64[np.ndarray, " T"]:
         """Where the residues of these records lie in ``tokens``, record after record."""
-        return positions(self.offsets[indices], self.lengths[indices])
+        return positions(*bounds(self.offsets, indices))
 
     def subset(self, indices: Int[np.ndarray, " B"] | Sequence[int]) -> "SequenceDataset":
         """A copy of these records, in this order."""
@@ -130,7 +134,7 @@ class SequenceDataset:
         ids = (
             self.ids.take(chosen) if isinstance(self.ids, Texts) else [self.ids[i] for i in chosen]
         )
-        begins, lengths = self.offsets[chosen], self.lengths[chosen]
+        begins, lengths = bounds(self.offsets, chosen)
         targets = self.targets
         if targets is not None:
             targets = gather(targets, begins, lengths) if self.per_residue else targets[chosen]

@@ -38,8 +38,8 @@ def data_report(
     Returns:
         ``files`` with size and SHA-256; ``alphabet``, ``task`` and ``split`` with how they were
         found; ``parts`` with counts; ``policies``, how many letters were read under which one, in
-        over-long records that were left out too;
-        ``rejects``, the records left out; ``fingerprints`` of the parts; ``warnings``.
+        over-long records that were left out too; ``rejects``, the latter; ``fingerprints`` of the
+        parts; ``warnings``.
     """
     skipped = [reject for piece in pieces for reject in piece.skipped]
     truncated = [record for piece in pieces for record in piece.truncated]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, Int64, UInt32
 from seqtrain.data.alphabet import PROTEIN, detect_alphabet
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message, scan_fasta
-from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, shares
+from seqtrain.data.ragged import Column, Texts, bounds, byte_counts, gather, offsets_of, shares
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError, FastaError
 
@@ -92,7 +92,7 @@ class Tokenized:
 
     def take(self, chosen: Int[np.ndarray, " B"]) -> "Tokenized":
         """A copy of these records, in this order."""
-        begins, lengths = self.dropped.offsets[chosen], np.diff(self.dropped.offsets)[chosen]
+        begins, lengths = bounds(self.dropped.offsets, chosen)
         places = gather(self.dropped.places, begins, lengths)
         return replace(
             self,

@@ -230,6 +230,19 @@ def test_collate_copies_so_that_a_batch_never_aliases_the_dataset():
     assert dataset.fingerprint() == before
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_making_a_batch_looks_at_no_other_record(packed, monkeypatch):
+    """It took ten milliseconds of a step that there were five million records."""
+    dataset = ragged("classes", [3, 1, 4, 1, 5])
+    expected = collate(dataset, np.array([4, 0, 3]), packed=packed)
+    whole = property(lambda _: pytest.fail("the lengths of all records were worked out"))
+    monkeypatch.setattr(SequenceDataset, "lengths", whole)
+    found = collate(dataset, np.array([4, 0, 3]), packed=packed)
+    assert found.tokens.equal(expected.tokens)
+    part = dataset.subset(np.array([4, 0]))
+    assert part.tokens.tolist() == [*dataset.residues(4), *dataset.residues(0)]
+
+
 def test_empty_batch_of_a_rank_without_records_collates():
     batch = collate(ragged("residue_classes", [3]), np.empty(0, np.int64))
     assert (len(batch), batch.num_residues, batch.padding_share) == (0, 0, 0.0)
