@@ -4,7 +4,7 @@
 
 Each point is a process of its own, so that its peak memory is its own. Shown is what it took beyond
 the loaded program, without the pages of mapped files, which the system takes back when it wants to.
-Writes growth-records.png and growth-lengths.png. Half an hour on one core.
+Writes growth-records.png and growth-lengths.png. A quarter of an hour on one core.
 """
 
 import argparse
