@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.fasta import Header, reject, reject_message
+from seqtrain.data.fasta import reject, reject_message
 from seqtrain.data.join import split_source
 from seqtrain.data.label_table import LabelTable, split_name
 from seqtrain.data.labels import LabelCodec, is_regression, mean_number
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
+from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.errors import ConfigError, DataError, LabelError
 
 
@@ -26,12 +27,12 @@ class Partition(NamedTuple):
 
 
 def given_parts(
-    records: Sequence[Header], table: LabelTable, files: Mapping[str, Sequence[str]]
+    pieces: Sequence[Tokenized], table: LabelTable, files: Mapping[str, Sequence[str]]
 ) -> Partition:
     """What files or, without files for validation and test, the split column say.
 
     Args:
-        records: All records.
+        pieces: All records.
         table: Their labels, with a split column or without.
         files: Paths by part.
 
@@ -39,18 +40,18 @@ def given_parts(
         LabelError: The column holds something else than names of parts, nothing, or no train.
     """
     if files["valid"] or files["test"]:
-        part_of = {path: part for part, paths in files.items() for path in paths}
-        return Partition(np.array([part_of[record.source] for record in records]), "by file")
-    if not any(record.id in table.splits for record in records):
-        return Partition(np.array(["train"] * len(records)), "all records are in the train files")
+        return Partition(_parts_by_file(pieces, files), "by file")
+    if not table.splits or not any(record in table.splits for record in ids_of(pieces)):
+        alone = np.array(["train"] * sum(map(len, pieces)))
+        return Partition(alone, "all records are in the train files")
     where = split_source(table)
-    texts = [table.splits.get(record.id, "") for record in records]
+    texts = [table.splits.get(record, "") for record in ids_of(pieces)]
     if strange := Counter(text for text in texts if text and not split_name(text)):
         found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))
         raise LabelError(f"{where}: expected train, valid or test, found {found}.")
     missing = [
         reject(record, f"has no split in {where}")
-        for record, text in zip(records, texts, strict=True)
+        for record, text in zip(Headers(pieces), texts, strict=True)
         if not text
     ]
     if missing:
@@ -62,6 +63,17 @@ def given_parts(
             "as files (--train, --valid, --test), or take the column out of the table."
         )
     return Partition(parts, f"by {where}")
+
+
+def _parts_by_file(
+    pieces: Sequence[Tokenized], files: Mapping[str, Sequence[str]]
+) -> Shaped[np.ndarray, " N"]:
+    part_of = {path: part for part, paths in files.items() for path in paths}
+    parts = []
+    for piece in pieces:
+        of_files = np.array([part_of[file] for file in piece.origins.files])
+        parts.append(of_files[piece.origins.file])
+    return np.concatenate(parts)
 
 
 def complete_parts(

@@ -21,7 +21,7 @@ from seqtrain.data.reading import read_tokenized
 from seqtrain.data.report import data_report
 from seqtrain.data.splits import SPLITS
 from seqtrain.data.store import is_store
-from seqtrain.data.tokenized import Headers, Tokenized, looks_like, tokenize_fasta
+from seqtrain.data.tokenized import Headers, Tokenized, ids_of, looks_like, tokenize_fasta
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, LabelError
 
@@ -148,11 +148,11 @@ def prepare_data(
             label_column=label_column,
             split_column=split_column,
         )
-    ids = Texts.of(record for piece in pieces for record in piece.sequences.ids)
+    ids = Texts.of(ids_of(pieces))
     values = [table.values.get(record, "") for record in ids]
     chosen_task = task or infer_task(values, table.kind)
     check_labels(headers, table, chosen_task)
-    given = given_parts(headers, table, files)
+    given = given_parts(pieces, table, files)
     fit = partial(_fit, chosen_task, values, ignore_labels, table, tokenizer)
     partition = complete_parts(
         given,

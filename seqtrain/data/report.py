@@ -11,7 +11,7 @@ from seqtrain.data.files import file_facts
 from seqtrain.data.join import label_source
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec, is_regression
-from seqtrain.data.tokenized import Tokenized, letters_of, looks_like
+from seqtrain.data.tokenized import Tokenized, ids_of, letters_of, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 
 
@@ -43,7 +43,7 @@ def data_report(
     """
     skipped = [reject for piece in pieces for reject in piece.skipped]
     truncated = [record for piece in pieces for record in piece.truncated]
-    used = sum(record in table.values for piece in pieces for record in piece.sequences.ids)
+    used = sum(record in table.values for record in ids_of(pieces))
     unused = len(table.values) - used - sum(reject.id in table.values for reject in skipped)
     letters = letters_of(pieces)
     policies = tokenizer.count_policies(letters)

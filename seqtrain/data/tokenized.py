@@ -277,6 +277,12 @@ def _leave_out(data: Tokenized, max_length: int) -> Tokenized:
     return replace(data.take(np.flatnonzero(data.whole <= max_length)), skipped=tuple(skipped))
 
 
+def ids_of(pieces: Iterable[Tokenized]) -> Iterator[str]:
+    """Those of all records, in order."""
+    for piece in pieces:
+        yield from piece.sequences.ids
+
+
 def letters_of(pieces: Iterable[Tokenized]) -> dict[str, int]:
     """How often each letter or symbol was read, in all of them."""
     return dict(sum((Counter(piece.letters) for piece in pieces), Counter()))
