@@ -43,7 +43,7 @@ class Header(NamedTuple):
     description: str
     source: str
     line: int
-    index: int  # type: ignore[assignment]
+    index: int  # type: ignore[assignment]  # as in Record
 
 
 class Reject(NamedTuple):

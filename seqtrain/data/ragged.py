@@ -53,17 +53,15 @@ def positions(
     return np.repeat(begins - before, lengths) + np.arange(lengths.sum())
 
 
-def shares(lengths: Int64[np.ndarray, " N"], most: int | None = None) -> Iterator[tuple[int, int]]:
-    """First and last list, the latter left out, of shares that cover all lists in turn.
+def shares(lengths: Int64[np.ndarray, " N"]) -> Iterator[tuple[int, int]]:
+    """First and last list, the latter left out, of shares that cover all lists of these lengths.
 
-    Args:
-        lengths: Of the lists.
-        most: Values of a share, unless it is a single list; none: ``GATHERED``.
+    A share holds at most ``GATHERED`` values, unless it is a single list.
     """
     ends = np.cumsum(lengths)
     first = 0
     while first < len(lengths):
-        room = (ends[first - 1] if first else 0) + (GATHERED if most is None else most)
+        room = (ends[first - 1] if first else 0) + GATHERED
         last = max(first + 1, int(np.searchsorted(ends, room, "right")))
         yield first, last
         first = last
@@ -136,7 +134,7 @@ class Column:
         self._folder = folder
         self._stream: IO[bytes] = io.BytesIO()
         if folder is not None:
-            self._stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            self._stream = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # by the next line
             finalize(self, _close, self._stream)
         self._ends = array("q", [0])
 

@@ -88,7 +88,7 @@ def strata(labels: Sequence[Any] | np.ndarray) -> Strata:
 
 
 def similarity_split(
-    sequences: Sequence[str] | SequenceDataset,
+    dataset: SequenceDataset,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     *,
@@ -102,7 +102,7 @@ def similarity_split(
     the part that lacks most.
 
     Args:
-        sequences: Residue letters, or the tokenized records.
+        dataset: The records.
         fractions: Shares of train, valid and test, met as nearly as whole clusters allow.
         seed: Decides the order in which clusters are placed.
         kmer: Word length; chosen by alphabet and amount of data when not given.
@@ -113,7 +113,6 @@ def similarity_split(
         DataError: the clusters are too large to leave something for every part.
     """
     shares = _checked(fractions)
-    dataset = sequences if isinstance(sequences, SequenceDataset) else _letters(sequences)
     pairs = similar_pairs(dataset, identity=identity, kmer=kmer)
     clusters = cluster(len(dataset), pairs)
     sizes = np.bincount(clusters)
@@ -204,11 +203,3 @@ def _place(
         parts[number] = part
         lacking[part] -= size
     return parts
-
-
-def _letters(sequences: Sequence[str]) -> SequenceDataset:
-    """The letters' own codes as tokens; the ids are not used."""
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    letters = np.frombuffer("".join(sequences).upper().encode("ascii"), np.uint8)
-    return SequenceDataset(sequences, letters, offsets)

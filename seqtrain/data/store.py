@@ -39,9 +39,9 @@ def write_store(path: str | Path, data: Tokenized, tokenizer: Tokenizer) -> None
     """
     import pyarrow as pa
 
-    ids = data.sequences.ids
+    assert isinstance(data.sequences.ids, Texts), "tokenized records hold nothing as an object"
     columns = {
-        "id": _strings(ids if isinstance(ids, Texts) else Texts.of(ids)),
+        "id": _strings(data.sequences.ids),
         "description": _strings(data.descriptions),
         "tokens": _lists(data.sequences.tokens, data.sequences.offsets),
         "dropped": _lists(*data.dropped),

@@ -5,7 +5,6 @@ or YAML: nothing is pickled, so a run directory from a stranger cannot run code.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from seqtrain.build import build_model
 from seqtrain.compose import config_to_yaml, read_run_config
 from seqtrain.config import RunConfig
+from seqtrain.data.files import whole_file
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import CheckpointError, ConfigError
@@ -106,9 +106,8 @@ def create_run(run: RunDir, config: RunConfig, data: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def save_checkpoint(

@@ -35,7 +35,9 @@ def test_values_are_gathered_list_after_list(values, data):
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 20))
 def test_shares_cover_all_lists_and_hold_no_more_than_asked_for(lengths, most):
-    found = list(shares(np.array(lengths, np.int64), most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "GATHERED", most)
+        found = list(shares(np.array(lengths, np.int64)))
     assert [i for first, last in found for i in range(first, last)] == list(range(len(lengths)))
     for first, last in found:
         assert last == first + 1 or sum(lengths[first:last]) <= most

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.splits import (
     SPLITS,
     random_split,
@@ -143,7 +144,13 @@ def test_fractions_that_are_no_shares_of_one_are_refused(wrong):
     with pytest.raises(ConfigError, match="add up to 1"):
         random_split(10, wrong)
     with pytest.raises(ConfigError, match="add up to 1"):
-        similarity_split(["ACDEFGHIKL"], wrong)
+        similarity_split(tokens(["ACDEFGHIKL"]), wrong)
+
+
+def tokens(sequences):
+    """The letters' own codes as tokens."""
+    codes = [np.frombuffer(sequence.encode(), np.uint8) for sequence in sequences]
+    return SequenceDataset.from_lists(sequences, codes)
 
 
 def families(rng, letters, number, members, length, identity):
@@ -163,7 +170,7 @@ def test_similarity_split_never_parts_a_family(letters):
     rng = np.random.default_rng(0)
     sequences, family_of = families(rng, letters, 60, 5, 400, 0.93)
     shuffle = rng.permutation(len(sequences))
-    parts = similarity_split([sequences[i] for i in shuffle], (0.7, 0.15, 0.15), seed=3)
+    parts = similarity_split(tokens([sequences[i] for i in shuffle]), (0.7, 0.15, 0.15), seed=3)
     for family in range(60):
         assert len(set(parts[family_of[shuffle] == family])) == 1
     assert sizes(parts) == pytest.approx([210, 45, 45], abs=5)
@@ -171,7 +178,7 @@ def test_similarity_split_never_parts_a_family(letters):
 
 def test_similarity_split_repeats_with_its_seed_and_differs_with_another():
     sequences, _ = families(np.random.default_rng(1), "ACGT", 80, 2, 200, 0.95)
-    first, again, other = (similarity_split(sequences, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (similarity_split(tokens(sequences), seed=seed) for seed in (0, 0, 1))
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
 
@@ -180,7 +187,7 @@ def test_a_large_family_goes_to_train_and_the_small_parts_are_still_met():
     rng = np.random.default_rng(2)
     large, _ = families(rng, "ACGT", 1, 120, 200, 0.95)
     small, _ = families(rng, "ACGT", 180, 1, 200, 1.0)
-    parts = similarity_split(small + large, (0.8, 0.1, 0.1), seed=0)
+    parts = similarity_split(tokens(small + large), (0.8, 0.1, 0.1), seed=0)
     assert set(parts[180:]) == {"train"}
     assert sizes(parts) == [240, 30, 30]
 
@@ -188,14 +195,8 @@ def test_a_large_family_goes_to_train_and_the_small_parts_are_still_met():
 def test_one_family_that_holds_everything_cannot_be_split():
     sequences, _ = families(np.random.default_rng(3), "ACGT", 1, 30, 300, 0.97)
     with pytest.raises(DataError, match=r"nothing for valid and test: 30 of 30 .* Raise the ident"):
-        similarity_split(sequences)
-    assert set(similarity_split(sequences, (1.0, 0.0, 0.0))) == {"train"}
-
-
-def test_similarity_split_reads_lower_case_as_the_same_residue():
-    sequences, _ = families(np.random.default_rng(4), "ACGT", 20, 2, 200, 0.97)
-    mixed = [s.lower() if i % 2 else s for i, s in enumerate(sequences)]
-    assert similarity_split(mixed).tolist() == similarity_split(sequences).tolist()
+        similarity_split(tokens(sequences))
+    assert set(similarity_split(tokens(sequences), (1.0, 0.0, 0.0))) == {"train"}
 
 
 def read(folder):
@@ -237,7 +238,7 @@ def test_near_identical_real_records_never_straddle_parts(
     real_data, name, start, word, share, at_least
 ):
     sequences = read(real_data / name)
-    parts = similarity_split(sequences, (0.7, 0.15, 0.15), seed=0)
+    parts = similarity_split(tokens(sequences), (0.7, 0.15, 0.15), seed=0)
     pairs = near_identical(sequences, start, word, share)
     assert len(pairs) >= at_least
     assert [pair for pair in pairs if parts[pair[0]] != parts[pair[1]]] == []
@@ -255,5 +256,5 @@ def test_mutated_copies_of_real_records_stay_with_their_originals(real_data, nam
         residues = np.array(list(originals[i]))
         kept = rng.random(len(residues)) < 0.95
         copies.append("".join(np.where(kept, residues, rng.choice(letters, len(residues)))))
-    parts = similarity_split(originals + copies, (0.7, 0.15, 0.15), seed=1)
+    parts = similarity_split(tokens(originals + copies), (0.7, 0.15, 0.15), seed=1)
     assert (parts[copied] == parts[len(originals) :]).all()
