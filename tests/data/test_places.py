@@ -1,13 +1,14 @@
 """Ids met before are found, wherever they are kept."""
 
 import sqlite3
-import tracemalloc
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from traced_memory import most_memory
 
 from seqtrain.data import places
 from seqtrain.data.fasta import Record, Reject, scan_fasta
@@ -34,17 +35,12 @@ def test_memory_does_not_grow_with_the_ids(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(places, "IN_MEMORY", 2**10)
     monkeypatch.setattr(places, "FILTER_BITS", 2**20)
 
-    def peak(number: int) -> int:
-        tracemalloc.start()
+    def meet(number: int) -> None:
         with closing(Places()) as met:
             for place in range(number):
                 met.first(f"{place}", place)
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
 
-    peak(2**11)  # loads what is loaded once
-    assert peak(2**15) < 1.1 * peak(2**11)
+    assert most_memory(partial(meet, 2**14)) < 1.1 * most_memory(partial(meet, 2**11))
 
 
 def test_a_repeated_id_names_its_first_place(

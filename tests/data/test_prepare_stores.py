@@ -1,7 +1,6 @@
 """Training data out of stores: what the FASTA files they were made of give, and no copy."""
 
 import random
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prepared_data import AMINO_ACIDS, Folder, error_of, peptides
+from traced_memory import most_memory
 
 from seqtrain.data.check import tokenizer_for
 from seqtrain.data.prepare import PreparedData, prepare_data
@@ -215,16 +215,6 @@ def test_a_store_that_is_one_whole_part_is_not_copied(folder: Folder) -> None:
         assert not part.tokens.flags.owndata
         assert not part.tokens.flags.writeable, "it is the file"
         assert isinstance(part.targets, np.ndarray)
-
-
-def most_memory(work: Callable[[], Any]) -> int:
-    """Bytes that Python and numpy held at once."""
-    work()  # what is loaded and kept for good
-    tracemalloc.start()
-    work()
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return most
 
 
 def test_memory_does_not_grow_with_residues(tmp_path: Path) -> None:

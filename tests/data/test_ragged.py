@@ -2,13 +2,14 @@
 
 import errno
 import gc
-import tracemalloc
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from traced_memory import most_memory
 
 from seqtrain.data import ragged
 from seqtrain.data.ragged import Column, Texts, byte_counts, gather, offsets_of, positions, shares
@@ -48,12 +49,9 @@ def test_shares_cover_all_lists_and_hold_no_more_than_asked_for(lengths, most):
 def test_long_lists_are_copied_in_little_more_memory_than_they_take():
     values = np.arange(4_000_000, dtype=np.uint8)
     begins = np.arange(0, len(values), 1_000_000)
-    tracemalloc.start()
-    found = gather(values, begins[::-1], np.full(4, 1_000_000))
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 1.1 * len(values)
-    assert (found == values.reshape(4, -1)[::-1].ravel()).all()
+    copy = partial(gather, values, begins[::-1], np.full(4, 1_000_000))
+    assert most_memory(copy) < 1.1 * len(values)
+    assert (copy() == values.reshape(4, -1)[::-1].ravel()).all()
 
 
 def test_a_full_disk_is_told_with_its_folder_and_nothing_more(tmp_path, monkeypatch, recwarn):
