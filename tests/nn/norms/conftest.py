@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -40,8 +41,18 @@ _unchecked: dict[str, ModuleType] = {}
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """The package imported without shape checks, which torch.compile cannot trace."""
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package imported without shape checks, which torch.compile cannot trace.
+
+    Its operators have a namespace of their own: torch frees an operator whose name is registered
+    anew, and the checked package would go on calling it.
+    """
+    register = torch.library.custom_op
+
+    def beside(name: str, *arguments: Any, **options: Any) -> Any:
+        return register(name.replace("seqtrain::", "seqtrain_unchecked::"), *arguments, **options)
+
+    monkeypatch.setattr(torch.library, "custom_op", beside)
 
     def of_package() -> list[str]:
         return [name for name in sys.modules if name.split(".")[0] == "seqtrain"]
