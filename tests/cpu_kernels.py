@@ -26,7 +26,8 @@ def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
     patch.setattr(compiled, "WORTH_WAKING", 1)
     if loops_in == "python":
         patch.setattr(loops, "LONG_ROW", 8)
-        patch.setattr(compiled, "compiled", lambda loop: loop)
+        patch.setattr(compiled, "compiled", lambda make, *constants: make(*constants))
+        patch.setattr(compiled, "_crew", lambda process: None)  # whose threads run machine code
 
 
 def plainly(patch: pytest.MonkeyPatch) -> None:

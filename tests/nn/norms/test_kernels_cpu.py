@@ -231,39 +231,74 @@ def test_no_padded_row_is_read_and_every_row_is_written_once(
 ) -> None:
     """The work counts: two reads of a real row for its moments, one wherever else it is needed."""
     finely(monkeypatch, "python")
-    mask = make_mask("interior", 4, 11, torch.Generator().manual_seed(5)).flatten().numpy()
-    places = mask.nonzero()[0]
-    assert 16 < len(places) < len(mask)
-    rows = rows_cpu.Rows(places, 8)
+    mask = make_mask("interior", 4, 11, torch.Generator().manual_seed(5))
+    real = mask.flatten().int()
+    assert 16 < real.sum() < len(real)
+    plain, seen = loops.array_at, dict[int, Watched]()
 
-    def watched() -> Watched:
-        return np.random.default_rng(0).normal(size=(len(mask), 1)).view(Watched)
+    def array_at(address: int, shape: object, dtype: type) -> np.ndarray:
+        found = plain(address, shape, dtype)
+        return seen.setdefault(address, found.view(Watched)) if shape == (44, 1) else found
 
-    def count(watched: list[int]) -> list[int]:
-        return np.bincount(watched, minlength=len(mask)).tolist()
+    def counts(values: Tensor) -> tuple[list[int], list[int]]:
+        """How often each row was read and written since the last time."""
+        watched = seen.pop(values.data_ptr())
+        return tuple(np.bincount(c, minlength=44).tolist() for c in (watched.read, watched.written))
 
-    x, residual, grad, out, of_residual = (watched() for _ in range(5))
-    one = np.ones(1)
-    affine = rows_cpu.Affine(one, one, np.float64(0))
-    running = (np.zeros(1, np.float32) for _ in range(2))
-    moving = rows_cpu.Moving(*running, np.zeros(1, np.int64), 0.1)
-    statistics, factors = rows.normalize(x, residual, affine, 1e-5, moving, out)
-    assert count(x.read) == (3 * mask).tolist()
-    assert count(residual.read) == (1 * mask).tolist()
-    assert count(out.written) == [1] * len(mask)
-    x.read.clear()
-    out.written.clear()
-    found = (statistics, factors, affine.floor)
-    rows.differentiate(x, grad, *found, np.empty(1), np.empty(1), out, of_residual)
-    assert count(x.read) == (2 * mask).tolist()
-    assert count(grad.read) == (3 * mask).tolist()
-    assert count(out.written) == count(of_residual.written) == [1] * len(mask)
-    assert not out.read
-    x.read.clear()
-    out.written.clear()
-    rows.transform(x, None, factors, None, out)
-    assert count(x.read) == (1 * mask).tolist()
-    assert count(out.written) == [1] * len(mask)
+    monkeypatch.setattr(loops, "array_at", array_at)
+    x, residual, grad = torch.randn(3, 4, 11, 1, dtype=torch.float64).unbind()
+    x.requires_grad_()
+    residual.requires_grad_()
+    norm = made(1, torch.float64, channel_dim=-1)
+    never, once = [0] * 44, [1] * 44
+    out = norm(x, mask, residual=residual, relu=True)
+    assert counts(x) == ((3 * real).tolist(), never)
+    assert counts(residual) == ((1 * real).tolist(), never)
+    assert counts(out) == (never, once)
+    out.backward(grad)
+    assert counts(x) == ((2 * real).tolist(), never)
+    assert counts(grad) == ((3 * real).tolist(), never)
+    assert counts(x.grad) == counts(residual.grad) == (never, once)
+    with torch.no_grad():
+        out = norm.eval()(x, mask)
+    assert counts(x) == ((1 * real).tolist(), never)
+    assert counts(out) == (never, once)
+
+
+@pytest.mark.parametrize("which", ["x", "residual", "grad"])
+@pytest.mark.parametrize("kind", ["to be negated", "zeros without memory"])
+def test_memory_that_is_not_what_the_tensor_says(
+    which: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "machine code")
+    strange = {
+        "to be negated": torch._neg_view(torch.randn(2, 9, 3)),
+        "zeros without memory": torch._efficientzerotensor((2, 9, 3)),
+    }[kind]
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    plain = {name: torch.randn(2, 9, 3) for name in ("x", "residual", "grad")}
+    expected = plain | {which: strange.resolve_neg() + 0}
+
+    def both_ways(x: Tensor, residual: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        norm = made(3, torch.float32, channel_dim=-1)
+        out = norm(x, mask, residual=residual)
+        return out, *torch.autograd.grad(out, list(norm.parameters()), grad)
+
+    found = both_ways(**(plain | {which: strange}))
+    for ours, theirs in zip(found, both_ways(**expected), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["weight", "running_var"])
+def test_memory_of_another_device_is_not_touched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "machine code")
+    norm = MaskedBatchNorm1d(3, channel_dim=-1)
+    away = getattr(norm, name).to("meta")
+    setattr(norm, name, nn.Parameter(away) if name == "weight" else away)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        norm(torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)).sum().item()
 
 
 def taken(x: Tensor, mask: Tensor, norm: nn.Module) -> bool:

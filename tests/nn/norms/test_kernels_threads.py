@@ -1,9 +1,12 @@
 """The compiled norm of the CPU: threads, processes, and where its machine code is kept."""
 
 import copy
+import ctypes
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -16,7 +19,9 @@ from oracles import batch_norm_by_channel
 from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import compiled, loops
+from seqtrain.nn.norms.kernels import compiled, intrinsics, loops, machine, waiting
+
+Work = Callable[[], None]
 
 
 @pytest.fixture
@@ -81,24 +86,32 @@ def test_two_threads_train_at_once(
     assert not wrong
 
 
+def on_python_threads(patch: pytest.MonkeyPatch, call: Callable[[int, Work], None]) -> None:
+    """As where the C library has no semaphores for the others."""
+    finely(patch, "machine code")
+    patch.setattr(compiled, "_crew", lambda process: None)
+    patch.setattr(compiled, "call", call)
+
+
+def normalizes(norm: nn.Module) -> bool:
+    x = torch.randn(1, 600, 200)
+    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
+    out = norm(x, torch.ones(1, 600, dtype=torch.bool))
+    return torch.allclose(out.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.usefixtures("threads")
 def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    finely(monkeypatch, "machine code")
     asked: list[int] = []
-    monkeypatch.setattr(compiled, "call", lambda helpers, work: asked.append(helpers))
-    x = torch.randn(1, 600, 200)
-    norm = MaskedBatchNorm1d(200, channel_dim=-1, affine=False)
-    out = norm(x, torch.ones(1, 600, dtype=torch.bool))
+    on_python_threads(monkeypatch, lambda helpers, work: asked.append(helpers))
+    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
     assert asked == [1]
-    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
-    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("threads")
 def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    finely(monkeypatch, "machine code")
-    late: list[Callable[[], None]] = []
-    monkeypatch.setattr(compiled, "call", lambda helpers, work: late.append(work))
+    late: list[Work] = []
+    on_python_threads(monkeypatch, lambda helpers, work: late.append(work))
     x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
     out = MaskedBatchNorm1d(200, channel_dim=-1)(x, mask)
     before = out.clone()
@@ -108,23 +121,128 @@ def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("threads")
+def test_what_a_late_thread_reads_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All memory of a job, both ways, or it would read and write somebody else's."""
+    late: list[Work] = []
+    on_python_threads(monkeypatch, lambda helpers, work: late.append(work))
+    x = torch.randn(1, 600, 200, requires_grad=True)
+    mask, norm = torch.ones(1, 600, dtype=torch.bool), MaskedBatchNorm1d(200, channel_dim=-1)
+    norm(x, mask, residual=x * 2, relu=True).backward(x.detach() * 3)
+    assert len(late) == 2
+    for work in late:
+        _, place, kept = work.args
+        job = loops.job_at(place)
+        flat = kept + tuple(field for item in kept if isinstance(item, tuple) for field in item)
+        held = [t.untyped_storage() for t in flat if isinstance(t, Tensor)]
+        held += [t.untyped_storage() for t in norm.buffers()]
+        numbers = {"K", "chunk", "tile", "n", "N", "C", "eps", "momentum"}
+        for name in set(loops.Job._fields) - numbers:
+            at = getattr(job, name)
+            assert not at or any(0 <= at - s.data_ptr() < s.nbytes() for s in held), name
+
+
+class Nobody(waiting.Crew):
+    """Boxes at which no thread waits."""
+
+    def _hire(self, helpers: int) -> None:
+        self._threads += [threading.current_thread()] * (helpers - len(self._threads))
+
+
+def word(crew: waiting.Crew, at: int) -> ctypes.c_int64:
+    return ctypes.c_int64.from_address(crew._boxes + at)
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_job_that_nobody_begins_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    crew = Nobody()
+    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
+    assert word(crew, waiting.LOOP).value
+    assert not word(crew, waiting.JOB).value
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_thread_that_is_at_work_for_another_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finely(monkeypatch, "machine code")
+    crew = Nobody()
+    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    word(crew, waiting.JOB).value = 4711
+    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
+    assert word(crew, waiting.JOB).value == 4711
+    assert not word(crew, waiting.LOOP).value
+
+
+def test_who_leads_waits_for_a_thread_that_has_begun() -> None:
+    """Its job's memory may be gone afterwards."""
+    numba = machine.find_numba()
+    assert numba is not None
+    load = intrinsics.load
+
+    @numba.cfunc(numba.void(numba.intp, numba.intp))
+    def until_told(place: int, leads: int) -> None:
+        while load(load(place)) == 0:
+            pass
+
+    crew, told = Nobody(), np.zeros(1, np.int64)
+    job, box = struct.pack("q", told.ctypes.data), word(crew, waiting.JOB)
+    leader = threading.Thread(target=crew.lead, args=(1, until_told, job))
+    leader.start()
+    while box.value <= 0:
+        time.sleep(0.001)
+    box.value |= 1  # as a thread does that begins
+    told[0] = 1
+    leader.join(0.2)
+    assert leader.is_alive()
+    box.value = 0
+    leader.join(60)
+    assert not leader.is_alive()
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_waiting_thread_works_and_sleeps_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    crew = waiting.Crew()
+    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    norm, x = MaskedBatchNorm1d(200, channel_dim=-1), torch.randn(20, 600, 200)
+    mask = torch.ones(20, 600, dtype=torch.bool)
+    norm(x, mask)
+    (thread,) = crew._threads
+
+    def seconds_of_thread() -> float:
+        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+    before = seconds_of_thread()
+    for _ in range(200):
+        norm(x, mask)
+    worked = seconds_of_thread() - before
+    assert worked > 0
+    time.sleep(0.3)
+    assert seconds_of_thread() - before - worked < 0.05
+
+
+@pytest.mark.usefixtures("threads")
 def test_few_chunks_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(compiled, "call", lambda helpers, work: asked.append(helpers))
-    monkeypatch.setattr(compiled, "compiled", lambda loop: loop)
+    on_python_threads(monkeypatch, lambda helpers, work: asked.append(helpers))
+    monkeypatch.setattr(compiled, "WORTH_WAKING", 4)
+    monkeypatch.setattr(compiled, "compiled", lambda make: lambda place, leads: None)
+    job = loops.Job(*range(12))
     for num_chunks in (1, 4, 7):
-        compiled.run(lambda counters, leads: None, num_chunks)
+        compiled.run(loops.normalize, (), job._replace(K=num_chunks))
     assert asked == []
-    compiled.run(lambda counters, leads: None, 8)
+    compiled.run(loops.normalize, (), job._replace(K=8))
     assert asked == [1]
 
 
 @pytest.mark.parametrize("threads_at_once", [1, 4])
 def test_counters_lose_nothing(threads_at_once: int) -> None:
     """Compiled here and now, not taken from disk."""
-    numba = compiled.find_numba()
+    numba = machine.find_numba()
     assert numba is not None
-    compiled._teach(numba)
+    compiled._teach()
     add, read = loops.add, loops.read
 
     @numba.njit(nogil=True)
@@ -149,7 +267,6 @@ def test_counters_lose_nothing(threads_at_once: int) -> None:
 FORKED = """
 import os, signal, sys, torch
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn import crew
 from seqtrain.nn.norms.kernels import compiled, rows_cpu
 norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 200, 4)
 mask = torch.ones(2, 200, dtype=torch.bool)
@@ -161,7 +278,7 @@ out = norm(x, mask)
 child = os.fork()
 signal.alarm(60)
 assert torch.equal(norm(x, mask), out)
-assert len(crew._crew(os.getpid())[1]) == 1
+assert len(compiled._crew(os.getpid())._threads) == 1
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
@@ -178,102 +295,98 @@ def test_without_numba_the_numbers_are_the_same(
 ) -> None:
     norm, *batch = large
     fused = train(copy.deepcopy(norm), *batch)
-    compiled.find_numba.cache_clear()
+    machine.find_numba.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "numba", None)
-        assert compiled.find_numba() is None
+        assert machine.find_numba() is None
         plain = train(copy.deepcopy(norm), *batch)
-    compiled.find_numba.cache_clear()
-    assert compiled.find_numba() is not None
+    machine.find_numba.cache_clear()
+    assert machine.find_numba() is not None
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-4)
     assert any(not torch.equal(fused[name], value) for name, value in plain.items())
 
 
-def test_machine_code_that_cannot_be_kept_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    def njit(loop: Callable[..., None], nogil: bool, cache: bool = False) -> Callable[..., None]:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return loop
-
-    monkeypatch.setattr(compiled, "find_numba", lambda: SimpleNamespace(njit=njit))
-    monkeypatch.setattr(compiled, "_teach", lambda numba: None)
-    assert compiled.compiled.__wrapped__(loops.transform).__name__ == "transform"
-
-
-@pytest.mark.usefixtures("threads")
-def test_machine_code_that_a_full_disk_does_not_keep_still_runs(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("cannot cache function: no locator available"), OSError(28, "No space left")],
+)
+def test_machine_code_that_cannot_be_kept_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    finely(monkeypatch, "python")
-    plain, failed = loops.normalize, []
+    numba = machine.find_numba()
+    assert numba is not None
+    asked: list[bool] = []
 
-    def full(*call: object) -> None:
-        if len(failed) < 2:
-            failed.append(call)
-            raise OSError(28, "No space left on device")
-        plain(*call)
+    def cfunc(signature: object, cache: bool = False) -> Callable[..., object]:
+        asked.append(cache)
+        if cache:
+            raise error
+        return numba.cfunc(signature)
 
-    monkeypatch.setattr(loops, "normalize", full)
-    x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
-    monkeypatch.setattr(compiled, "call", lambda helpers, work: None)
-    failed.append(())
-    out = MaskedBatchNorm1d(200, channel_dim=-1, affine=False)(x, mask)
-    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
-    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-5)
-    assert len(failed) == 2
+    patched = SimpleNamespace(cfunc=cfunc, void=numba.void, intp=numba.intp, carray=numba.carray)
+    monkeypatch.setattr(machine, "find_numba", lambda: patched)
+
+    def double(place: int) -> None:
+        cell = carray(pointer(place), 1, np.int64)
+        cell[0] *= 2
+
+    carray, pointer = numba.carray, intrinsics.pointer
+    cell = np.array([21])
+    machine.machine_code(double, ctypes.c_ssize_t)(cell.ctypes.data)
+    assert cell.tolist() == [42]
+    assert asked == [True, False]
 
 
 class Called(NamedTuple):
-    """The arrays of one call of the loops, two chunks of eight rows."""
+    """One job of the loops, two chunks of eight rows, and its memory."""
 
+    job: loops.Job
     counters: np.ndarray
-    forward: tuple[object, ...]
-    backward: tuple[object, ...]
-    statistics: np.ndarray
-    out: np.ndarray
-    sums: np.ndarray
-    counted: np.ndarray
+    memory: dict[str, np.ndarray]
 
 
 def a_call() -> Called:
     rng = np.random.default_rng(0)
+    counters, rows = np.zeros(loops.COUNTERS, np.int64), np.arange(16)
     x, grad = rng.normal(size=(2, 16, 3))
-    rows, one, zero = np.arange(16), np.ones(3), np.zeros(3)
-    table, moving = np.zeros((2, 2, 3)), np.zeros((2, 3))
-    statistics, factors, out = np.ones((3, 3)), np.ones((3, 3)), np.zeros((16, 3))
-    affine, counted = (one, zero, None, 1e-5), np.zeros(1, np.int64)
-    running = (*moving, counted, 0.1)
-    forward = (8, 4, rows, x, None, *affine, *running, *table, statistics, factors, out)
-    sums = np.full((2, 3), 7.0)
-    backward = (8, 4, rows, x, grad, statistics, factors, None, *table, *sums, out, None)
-    counters = np.zeros(loops.COUNTERS, np.int64)
-    return Called(counters, forward, backward, statistics, out, sums, counted)
+    memory = {"counters": counters, "table": np.zeros((2, 2, 3)), "rows": rows, "x": x}
+    memory |= {"grad": grad, "weight": np.ones(3), "bias": np.zeros(3), "out": np.zeros((16, 3))}
+    memory |= {"statistics": np.ones((3, 3)), "factors": np.ones((3, 3))}
+    memory |= {"running_mean": np.zeros(3, np.float32), "running_var": np.zeros(3, np.float32)}
+    memory |= {"num_batches": np.zeros(1, np.int64)}
+    memory |= {"of_weight": np.full(3, 7.0), "of_bias": np.full(3, 7.0)}
+    addresses = {name: array.ctypes.data for name, array in memory.items()}
+    cut = {"K": 2, "chunk": 8, "tile": 4, "n": 16, "N": 16, "C": 3}
+    return Called(loops.Job(**cut, **addresses, eps=1e-5, momentum=0.1), counters, memory)
+
+
+def loop_of(direction: str) -> Callable[[bytes, bool], None]:
+    if direction == "forward":
+        return loops.normalize(np.float64, False, False)
+    return loops.differentiate(np.float64, False, True, False)
 
 
 def test_who_does_not_lead_leaves_results_to_who_does() -> None:
-    call = a_call()
-    call.counters[:] = 2  # all is taken and done
-    loops.normalize(call.counters, False, *call.forward)
-    loops.differentiate(call.counters, False, *call.backward)
-    assert (call.statistics == 1).all()
-    assert (call.sums == 7).all()
-    assert not call.out.any()
-    assert not call.counted
+    job, counters, memory = a_call()
+    counters[:] = 2  # all is taken and done
+    before = {name: array.copy() for name, array in memory.items()}
+    for direction in ("forward", "backward"):
+        loop_of(direction)(loops.packed(job), False)
+    for name in set(memory) - {"counters"}:
+        assert np.array_equal(memory[name], before[name]), name
 
 
 @pytest.mark.parametrize("counter", [1, 3])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_who_leads_waits_for_chunks_that_others_have_taken(direction: str, counter: int) -> None:
-    call = a_call()
-    call.counters[:] = 2
-    call.counters[counter] = 1  # one is still being worked at
-    loop = loops.normalize if direction == "forward" else loops.differentiate
-    arguments = call.forward if direction == "forward" else call.backward
-    leader = threading.Thread(target=loop, args=(call.counters, True, *arguments))
+    job, counters, _memory = a_call()
+    counters[:] = 2
+    counters[counter] = 1  # one is still being worked at
+    leader = threading.Thread(target=loop_of(direction), args=(loops.packed(job), True))
     leader.start()
     leader.join(0.1)
     assert leader.is_alive()
-    loops.add(call.counters, counter)
+    loops.add(counters, counter)
     leader.join(60)
     assert not leader.is_alive()

@@ -8,25 +8,28 @@ at once where the tile is near, because there a sum that is fetched and stored f
 twice as long. Rows that lie end to end are written as one long one, beside factors repeated as
 often: a loop over one row's channels takes longer to begin than to run.
 
-``normalize`` and ``differentiate`` are what is called, by several threads at once: they take chunks
-from common counters until none are left, and wait for those that others have taken.
+``normalize``, ``rescale`` and ``differentiate`` make what is called, by several threads at once
+with one ``Job``. They take chunks from common counters until none are left, and wait for those that
+others have taken. One of them leads: it returns when all is done, and fills what comes back.
 
 ``factors`` are centre, scale and shift of ``(x - centre) * scale + shift``, ``(3, C)``, ``slopes``
 slope and offset of a gradient, ``(2, C)``; what is called long is ``repeat`` of them. They are
-indexed where they are used: unpacked, the compiler would not see that they lie apart. ``floor`` is
+indexed where they are used: unpacked, the compiler would not see that they lie apart, nor, by
+``a, b = vectors``, that each is contiguous. ``floor`` is
 0 in the dtype of ``x`` for a rectifier and ``None`` for none, which is compiled apart.
 """
 
+import struct
+from collections.abc import Callable
+from ctypes import c_char
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-
-COUNTERS = 4
-"""Of a call: chunks taken and done, in the pass over sums and in the one that writes."""
+Loop = Callable[[Any, Any], None]
 
 LONG_ROW = 2**10
 """Elements of rows that are written as one: at most so many, or one row."""
@@ -34,7 +37,88 @@ LONG_ROW = 2**10
 CACHE_LINE = 64
 """Bytes. A vector that lies across two is fetched twice."""
 
+COUNTERS = 4
+"""Of a job: chunks taken and done, in the pass over sums and in the one that writes."""
+
+
+class Job(NamedTuple):
+    """What a loop is told; where it is not a number, the address of contiguous memory.
+
+    Packed as bytes any thread can read it without the interpreter, whose lock and whose arrays cost
+    a call as much as a thousand rows.
+
+    ``N`` rows of ``C`` channels, of which ``n`` are real, in ``K`` chunks. Features and what is
+    like them are ``(N, C)``, all in one dtype, which weight and factors share.
+    """
+
+    counters: int
+    """int64 zeros, ``(COUNTERS,)``, that all threads of the call share."""
+    table: int
+    """For what the chunks find, float64 ``(2, K, C)``."""
+    K: int
+    chunk: int
+    """Entries of ``rows`` in each chunk but the last."""
+    tile: int
+    """Entries of a chunk that are summed up in the dtype of ``x``."""
+    rows: int
+    """int64 ``(n,)``, rising."""
+    n: int
+    N: int
+    C: int
+    x: int
+    """Features."""
+    factors: int
+    """``(3, C)``: centre, scale and shift of ``(x - centre) * scale + shift``."""
+    out: int
+    """Like ``x``: becomes the result or the gradient of ``x``."""
+    statistics: int = 0
+    """Mean, sum of squared deviations and invstd, float64 ``(3, C)``."""
+    residual: int = 0
+    """Like ``x``, added at the end."""
+    weight: int = 0
+    """``(C,)``, like the next."""
+    bias: int = 0
+    running_mean: int = 0
+    """float32 ``(C,)``, moves towards the mean of the batch; 0 for none, nor any of the next."""
+    running_var: int = 0
+    """Likewise, towards its unbiased variance."""
+    num_batches: int = 0
+    """int64 ``(1,)``, becomes one more; 0 for none."""
+    grad: int = 0
+    """The upstream gradient, like ``x``."""
+    of_weight: int = 0
+    """Becomes the gradient of the weight, ``(C,)``, like the next."""
+    of_bias: int = 0
+    of_residual: int = 0
+    """Becomes that of the residual, like ``x``."""
+    eps: float = 0.0
+    """Added to the variance."""
+    momentum: float = 0.0
+    """By which share of the way the running statistics move."""
+
+
+RECORD = np.dtype(list(Job.__annotations__.items()))
+"""Of the packed bytes: eight for each field."""
+
+_layout = struct.Struct("".join(RECORD[name].char for name in Job._fields))
+
 _lock = Lock()
+
+
+def packed(job: Job) -> bytes:
+    """The job as one ``RECORD``."""
+    return _layout.pack(*job)
+
+
+def job_at(place: Any) -> Any:
+    """The job that packed bytes hold. Compiled, it takes their address."""
+    return Job(*_layout.unpack(place))
+
+
+def array_at(address: int, shape: Any, dtype: Any) -> Array:
+    """The contiguous memory at an address, as an array."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.frombuffer((c_char * size).from_address(address), dtype).reshape(shape)
 
 
 def add(counters: Array, which: int) -> int:
@@ -50,76 +134,74 @@ def read(counters: Array, which: int) -> int:
     return int(counters[which])
 
 
-def normalize(
-    counters: Array,
-    leads: bool,
-    chunk: int,
-    tile: int,
-    rows: Array,
-    x: Array,
-    residual: Array | None,
-    weight: Array,
-    bias: Array,
-    floor: Any,
-    eps: float,
-    running_mean: Array,
-    running_var: Array,
-    num_batches: Array,
-    momentum: float,
-    means: Array,
-    squares: Array,
-    statistics: Array,
-    factors: Array,
-    out: Array,
-) -> None:
-    """Batch norm by the statistics of ``rows``, then ``transform``.
+def normalize(dtype: Any, residual: bool, relu: bool) -> Loop:
+    """Batch norm by the statistics of the real rows, then what ``transform`` does.
 
     Args:
-        counters: int64 zeros, ``(COUNTERS,)``, shared by all threads of the call.
-        leads: Of one thread, which returns when all is done and fills what comes back.
-        chunk: Entries of ``rows`` in each chunk but the last.
-        tile: Of these, how many are summed up in the dtype of ``x``.
-        rows: int64 ``(n,)``.
-        x: ``(N, C)``.
-        residual: Like ``x``, added at the end.
-        weight: ``(C,)``.
-        bias: ``(C,)``.
-        floor: Of what is normalized, if there is one.
-        eps: Added to the variance.
-        running_mean: ``(C,)``, moves towards the mean of the batch; ``(0,)`` for none.
-        running_var: Likewise, towards its unbiased variance.
-        num_batches: int64 ``(1,)``, becomes one more; ``(0,)`` for none.
-        momentum: By which share of the way.
-        means: For one row per chunk, float64 ``(K, C)``, like the next.
-        squares: Sums of squared deviations.
-        statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
-        factors: Becomes those of ``share_transform``.
-        out: Like ``x``.
+        dtype: Of the features.
+        residual: Whether there is one.
+        relu: Whether to cut off what is negative.
     """
-    K = len(means)
-    k = add(counters, 0)
-    while k < K:
-        moments(k, chunk, tile, rows, x, means[k], squares[k])
-        add(counters, 1)
+    floor = dtype(0) if relu else None
+
+    def loop(place: Any, leads: Any) -> None:
+        job = job_at(place)
+        counters, C, K = array_at(job.counters, COUNTERS, np.int64), job.C, job.K
+        rows, x = array_at(job.rows, job.n, np.int64), array_at(job.x, (job.N, C), dtype)
+        table = array_at(job.table, (2, K, C), np.float64)
+        means, squares = table[0], table[1]
         k = add(counters, 0)
-    while read(counters, 1) < K:
-        pass
-    # By each for itself: it takes less time than to wait for another.
-    found, own = np.empty_like(statistics), np.empty_like(factors)
-    settle(len(rows), chunk, eps, means, squares, weight, bias, found, own)
-    if leads:
-        statistics[:] = found
-        factors[:] = own
-        for c in range(len(running_mean)):
-            running_mean[c] += momentum * (found[0, c] - running_mean[c])
-            running_var[c] += momentum * (found[1, c] / max(len(rows) - 1, 1) - running_var[c])
-        num_batches += 1
-    share_transform(counters, leads, K, chunk, rows, x, residual, own, floor, out)
+        while k < K:
+            moments(k, job.chunk, job.tile, rows, x, means[k], squares[k])
+            add(counters, 1)
+            k = add(counters, 0)
+        while read(counters, 1) < K:
+            pass
+        # By each for itself: it takes less time than to wait for another.
+        weight, bias = array_at(job.weight, C, dtype), array_at(job.bias, C, dtype)
+        statistics, factors = np.empty((3, C)), np.empty((3, C), dtype)
+        settle(len(rows), job.chunk, job.eps, means, squares, weight, bias, statistics, factors)
+        if leads:
+            array_at(job.statistics, (3, C), np.float64)[:] = statistics
+            array_at(job.factors, (3, C), dtype)[:] = factors
+            move(job, statistics)
+        added = array_at(job.residual, (job.N, C), dtype) if residual else None
+        out = array_at(job.out, (job.N, C), dtype)
+        share_transform(counters, leads, K, job.chunk, rows, x, added, factors, floor, out)
+
+    return loop
+
+
+def move(job: Any, statistics: Array) -> None:
+    """Move the running statistics of a job, if it has any, and count the batch."""
+    if job.running_mean:
+        mean = array_at(job.running_mean, job.C, np.float32)
+        var = array_at(job.running_var, job.C, np.float32)
+        for c in range(job.C):
+            mean[c] += job.momentum * (statistics[0, c] - mean[c])
+            var[c] += job.momentum * (statistics[1, c] / max(job.n - 1, 1) - var[c])
+        if job.num_batches:
+            array_at(job.num_batches, 1, np.int64)[0] += 1
+
+
+def rescale(dtype: Any, residual: bool, relu: bool) -> Loop:
+    """What ``transform`` does, by factors that were settled before; arguments as above."""
+    floor = dtype(0) if relu else None
+
+    def loop(place: Any, leads: Any) -> None:
+        job = job_at(place)
+        counters, shape = array_at(job.counters, COUNTERS, np.int64), (job.N, job.C)
+        rows, x = array_at(job.rows, job.n, np.int64), array_at(job.x, shape, dtype)
+        added = array_at(job.residual, shape, dtype) if residual else None
+        factors, out = array_at(job.factors, (3, job.C), dtype), array_at(job.out, shape, dtype)
+        share_transform(counters, leads, job.K, job.chunk, rows, x, added, factors, floor, out)
+
+    return loop
 
 
 def share_transform(
     counters: Array,
-    leads: bool,
+    leads: Any,
     num_chunks: int,
     chunk: int,
     rows: Array,
@@ -129,7 +211,7 @@ def share_transform(
     floor: Any,
     out: Array,
 ) -> None:
-    """``transform`` of all chunks, by all threads; arguments as those of ``normalize``."""
+    """``transform`` of all chunks, by all threads."""
     long_factors = repeat(factors)
     k = add(counters, 2)
     while k < num_chunks:
@@ -140,69 +222,52 @@ def share_transform(
         pass
 
 
-def differentiate(
-    counters: Array,
-    leads: bool,
-    chunk: int,
-    tile: int,
-    rows: Array,
-    x: Array,
-    grad: Array,
-    statistics: Array,
-    factors: Array,
-    floor: Any,
-    plains: Array,
-    products: Array,
-    of_weight: Array,
-    of_bias: Array,
-    out: Array | None,
-    of_residual: Array | None,
-) -> None:
+def differentiate(dtype: Any, relu: bool, of_input: bool, of_residual: bool) -> Loop:
     """The gradients of what ``normalize`` did.
 
     Args:
-        counters: As there, like all that is not named here.
-        leads: As there.
-        chunk: As there.
-        tile: As there.
-        rows: As there.
-        x: As there.
-        grad: The upstream gradient, like ``x``.
-        statistics: As it left them.
-        factors: As it left them.
-        floor: As there.
-        plains: For one row per chunk, float64 ``(K, C)``, like the next.
-        products: Sums of the gradient times the centred input.
-        of_weight: Becomes the gradient of the weight, ``(C,)``.
-        of_bias: Likewise.
-        out: Becomes that of ``x``, if there is such an array.
-        of_residual: Becomes that of the residual, likewise.
+        dtype: As there.
+        relu: As there.
+        of_input: Whether that of the features is wanted; those of weight and bias always are.
+        of_residual: Whether that of the residual is.
     """
-    K = len(plains)
-    k = add(counters, 0)
-    while k < K:
-        gradient_sums(k, chunk, tile, rows, x, grad, factors, floor, plains[k], products[k])
-        add(counters, 1)
+    floor = dtype(0) if relu else None
+
+    def loop(place: Any, leads: Any) -> None:
+        job = job_at(place)
+        counters, C, K = array_at(job.counters, COUNTERS, np.int64), job.C, job.K
+        rows, x = array_at(job.rows, job.n, np.int64), array_at(job.x, (job.N, C), dtype)
+        grad, factors = array_at(job.grad, (job.N, C), dtype), array_at(job.factors, (3, C), dtype)
+        table = array_at(job.table, (2, K, C), np.float64)
+        plains, products = table[0], table[1]
         k = add(counters, 0)
-    while read(counters, 1) < K:
-        pass
-    sums = np.empty((2, len(of_weight)), of_weight.dtype)
-    slopes = np.empty_like(sums)
-    settle_gradient(len(rows), plains, products, statistics, factors, sums, slopes)
-    if leads:
-        of_weight[:] = sums[0]
-        of_bias[:] = sums[1]
-    long_factors, long_slopes = repeat(factors), repeat(slopes)
-    k = add(counters, 2)
-    while k < K:
-        if out is not None:
-            gradient(k, chunk, rows, x, grad, long_factors, floor, long_slopes, out)
-        if of_residual is not None:
-            pick(k, chunk, rows, grad, of_residual)
-        add(counters, 3)
+        while k < K:
+            found = plains[k], products[k]
+            gradient_sums(k, job.chunk, job.tile, rows, x, grad, factors, floor, *found)
+            add(counters, 1)
+            k = add(counters, 0)
+        while read(counters, 1) < K:
+            pass
+        statistics = array_at(job.statistics, (3, C), np.float64)
+        sums, slopes = np.empty((2, C), dtype), np.empty((2, C), dtype)
+        settle_gradient(len(rows), plains, products, statistics, factors, sums, slopes)
+        if leads:
+            array_at(job.of_weight, C, dtype)[:] = sums[0]
+            array_at(job.of_bias, C, dtype)[:] = sums[1]
+        long_factors, long_slopes = repeat(factors), repeat(slopes)
         k = add(counters, 2)
-    while leads and read(counters, 3) < K:
-        pass
+        while k < K:
+            if of_input:
+                out = array_at(job.out, (job.N, C), dtype)
+                gradient(k, job.chunk, rows, x, grad, long_factors, floor, long_slopes, out)
+            if of_residual:
+                pick(k, job.chunk, rows, grad, array_at(job.of_residual, (job.N, C), dtype))
+            add(counters, 3)
+            k = add(counters, 2)
+        while leads and read(counters, 3) < K:
+            pass
+
+    return loop
 
 
 def moments(k: int, chunk: int, tile: int, rows: Array, x: Array, mean: Array, m2: Array) -> None:
@@ -267,7 +332,7 @@ def settle(
     factors: Array,
 ) -> None:
     """Merge the ``moments`` of all chunks into ``statistics`` and ``factors``."""
-    mean, m2, invstd = statistics
+    mean, m2, invstd = statistics[0], statistics[1], statistics[2]
     mean[:] = 0
     m2[:] = 0
     for k in range(len(means)):
@@ -387,15 +452,16 @@ def settle_gradient(
     slopes: Array,
 ) -> None:
     """Add up the ``gradient_sums`` of all chunks, and make of them the slopes of ``gradient``."""
-    mean, _, invstd = statistics
+    mean, invstd = statistics[0], statistics[2]
+    totals = np.zeros((2, len(mean)))
+    for k in range(len(plains)):
+        for c in range(len(mean)):
+            totals[0, c] += plains[k, c]
+            totals[1, c] += products[k, c]
     for c in range(len(mean)):
-        plain = 0.0
-        product = 0.0
-        for k in range(len(plains)):
-            plain += plains[k, c]
-            product += products[k, c]
+        plain = totals[0, c]
         left = mean[c] - factors[0, c]
-        product = (product - left * plain) * invstd[c]
+        product = (totals[1, c] - left * plain) * invstd[c]
         sums[0, c] = product
         sums[1, c] = plain
         scale = np.float64(factors[1, c])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from seqtrain.nn.norms.kernels import compiled, loops
 from seqtrain.nn.norms.kernels.call import Call
-from seqtrain.nn.norms.kernels.loops import Array
+from seqtrain.nn.norms.kernels.loops import Job
+from seqtrain.nn.norms.kernels.machine import find_numba
 from seqtrain.nn.norms.masks import select_real, view_mask
 from seqtrain.nn.norms.moments import Moments
 from seqtrain.nn.norms.running import RunningStatistics
@@ -26,113 +27,36 @@ TILE = 2**13
 
 TILES_PER_CHUNK = 8
 
-_NO_BUFFER = np.empty(0, np.float32)
-_NO_COUNTER = np.empty(0, np.int64)
+COUNTED = 16
+"""Words that the counters have for themselves: two lines of the cache, which all threads write."""
+
+DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Types of tensors whose memory is what they say."""
 
 
-class Affine(NamedTuple):
-    """What normalized features are multiplied with, added to and cut off at."""
-
-    weight: Array
-    bias: Array
-    floor: Any
-    """0 in the same dtype, or ``None``."""
-
-    @classmethod
-    def of(cls, call: Call, dtype: Any) -> "Affine":
-        """In the dtype of the rows, ``(C,)``."""
-        channels = call.input.shape[call.channel_dim]
-        weight, bias = (
-            _vector(p, channels, dtype, default)
-            for p, default in ((call.weight, 1), (call.bias, 0))
-        )
-        return cls(weight, bias, dtype.type(0) if call.relu else None)
-
-
-class Moving(NamedTuple):
-    """Running statistics that the loops update."""
-
-    mean: Array
-    var: Array
-    num_batches: Array
-    momentum: float
-
-    @classmethod
-    def of(cls, call: Call) -> "Moving":
-        """Those of the call; empty where there are none, or none so simple."""
-        running, momentum = call.running, call.momentum
-        if (
-            running is None
-            or momentum is None
-            or running.weight is not None
-            or not running.mean.dtype == running.var.dtype == torch.float32
-        ):
-            return cls(_NO_BUFFER, _NO_BUFFER, _NO_COUNTER, 0.0)
-        counted = running.num_batches
-        count = _NO_COUNTER if counted is None else _array(counted).reshape(1)
-        return cls(_array(running.mean), _array(running.var), count, momentum)
+Cut = tuple[int, int, int, int, int, int, int, int, int, int]
+"""The fields of a ``Job`` that every loop needs, ``factors`` and ``out`` apart."""
 
 
 class Rows(NamedTuple):
     """The real rows of a batch and how they are cut up, the same whatever the threads."""
 
-    places: Array
+    places: Tensor
     """int64, rising."""
     tile: int
     """Rows summed up in the input's dtype."""
 
-    def normalize(
-        self,
-        x: Array,
-        residual: Array | None,
-        affine: Affine,
-        eps: float,
-        moving: Moving,
-        out: Array,
-    ) -> tuple[Array, Array]:
-        """The statistics and factors of ``loops.normalize``."""
-        num_chunks, chunk = self._chunks()
-        means, squares = np.empty((2, num_chunks, x.shape[1]))
-        statistics, factors = np.empty((3, x.shape[1])), np.empty((3, x.shape[1]), x.dtype)
-        found = (means, squares, statistics, factors, out)
-        arguments = (chunk, self.tile, self.places, x, residual, *affine, eps, *moving, *found)
-        compiled.run(loops.normalize, num_chunks, *arguments)
-        return statistics, factors
-
-    def transform(
-        self, x: Array, residual: Array | None, factors: Array, floor: Any, out: Array
-    ) -> None:
-        """``residual + max((x - centre) * scale + shift, floor)`` and 0 into all other rows."""
-        num_chunks, chunk = self._chunks()
-        arguments = (num_chunks, chunk, self.places, x, residual, factors, floor, out)
-        compiled.run(loops.share_transform, num_chunks, *arguments)
-
-    def differentiate(
-        self,
-        x: Array,
-        grad: Array,
-        statistics: Array,
-        factors: Array,
-        floor: Any,
-        of_weight: Array,
-        of_bias: Array,
-        of_input: Array | None,
-        of_residual: Array | None,
-    ) -> None:
-        """The gradients that ``loops.differentiate`` writes into the last four."""
-        num_chunks, chunk = self._chunks()
-        plains, products = np.empty((2, num_chunks, x.shape[1]))
-        arguments = (chunk, self.tile, self.places, x, grad, statistics, factors, floor)
-        found = (plains, products, of_weight, of_bias, of_input, of_residual)
-        compiled.run(loops.differentiate, num_chunks, *arguments, *found)
-
-    def _chunks(self) -> tuple[int, int]:
-        """How many there are, and the rows in each but the last.
-
-        At least one, which zeros all of a batch that has no real row.
-        """
-        chunk = self.tile * TILES_PER_CHUNK
-        return max(1, -(-len(self.places) // chunk)), chunk
+    def cut(self, x: Tensor) -> tuple[Tensor, Cut]:
+        """Scratch memory, and with its address the first fields of a ``Job`` over ``x``."""
+        C, chunk = x.shape[-1], self.tile * TILES_PER_CHUNK
+        n = self.places.numel()
+        K = max(1, -(-n // chunk))  # one zeros all of a batch that has no real row
+        scratch = torch.zeros(COUNTED + 2 * K * C, dtype=torch.float64)
+        counters = scratch.data_ptr()
+        N, rows, table = x.numel() // max(C, 1), self.places.data_ptr(), counters + 8 * COUNTED
+        return scratch, (counters, table, K, chunk, self.tile, rows, n, N, C, x.data_ptr())
 
 
 class _Normalize(torch.autograd.Function):
@@ -149,41 +73,84 @@ class _Normalize(torch.autograd.Function):
         rows: Rows,
         call: Call,
     ) -> Tensor:
-        x, out = _matrix(input), torch.empty_like(input)
+        out, C = torch.empty_like(input), input.shape[-1]
         ctx.save_for_backward(input, mask, weight, bias)
-        affine = Affine.of(call, x.dtype)
-        ctx.rows, ctx.floor = rows, affine.floor
-        moving = Moving.of(call)
-        ctx.statistics, ctx.factors = rows.normalize(
-            x, _matrix_if_any(residual), affine, call.eps, moving, _matrix(out)
+        ctx.rows, ctx.relu = rows, call.relu
+        ctx.statistics = torch.empty((3, C), dtype=torch.float64)
+        ctx.factors = torch.empty((3, C), dtype=input.dtype)
+        scale, shift = _vector(weight, input, 1), _vector(bias, input, 0)
+        scratch, cut = rows.cut(input)
+        moving = _moving(call)
+        job = Job(
+            *cut,
+            factors=ctx.factors.data_ptr(),
+            out=out.data_ptr(),
+            statistics=ctx.statistics.data_ptr(),
+            residual=_address(residual),
+            weight=scale.data_ptr(),
+            bias=shift.data_ptr(),
+            eps=call.eps,
+            running_mean=moving[0],
+            running_var=moving[1],
+            num_batches=moving[2],
+            momentum=moving[3],
         )
+        constants = (DTYPES[input.dtype], residual is not None, call.relu)
+        kept = (scratch, scale, shift, out, ctx.statistics, ctx.factors)
+        compiled.run(loops.normalize, constants, job, rows, call, input, residual, *kept)
         if call.running is not None:
-            _has_moved(call.running, moving, ctx.statistics, len(rows.places), call.momentum)
+            _has_moved(call.running, moving[0] != 0, ctx.statistics, rows, call.momentum)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return *_differentiable_gradients(ctx, grad), None, None
-        input = ctx.saved_tensors[0].contiguous()  # a hook may have brought it back strided
+        input = _plain(ctx.saved_tensors[0])  # a hook may have brought it back strided
+        grad = _plain(grad)
         wants_input, _, wants_weight, wants_bias, wants_residual, _, _ = ctx.needs_input_grad
         of_input = torch.empty_like(input) if wants_input else None
         of_residual = torch.empty_like(input) if wants_residual else None
         # autograd casts them to the dtypes of the parameters
-        of_weight, of_bias = input.new_empty(input.shape[-1]), input.new_empty(input.shape[-1])
-        ctx.rows.differentiate(
-            _matrix(input),
-            _matrix(grad.contiguous()),
-            ctx.statistics,
-            ctx.factors,
-            ctx.floor,
-            _array(of_weight),
-            _array(of_bias),
-            _matrix_if_any(of_input),
-            _matrix_if_any(of_residual),
+        of_weight, of_bias = (torch.empty(input.shape[-1], dtype=input.dtype) for _ in range(2))
+        rows: Rows = ctx.rows
+        scratch, cut = rows.cut(input)
+        job = Job(
+            *cut,
+            factors=ctx.factors.data_ptr(),
+            out=_address(of_input),
+            statistics=ctx.statistics.data_ptr(),
+            grad=grad.data_ptr(),
+            of_weight=of_weight.data_ptr(),
+            of_bias=of_bias.data_ptr(),
+            of_residual=_address(of_residual),
         )
+        constants = (DTYPES[input.dtype], ctx.relu, wants_input, wants_residual)
+        kept = (scratch, rows, ctx.statistics, ctx.factors, input, grad)
+        found = (of_input, of_weight, of_bias, of_residual)
+        compiled.run(loops.differentiate, constants, job, *kept, *found)
         of_affine = (of_weight if wants_weight else None, of_bias if wants_bias else None)
         return of_input, None, *of_affine, of_residual, None, None
+
+
+def _rescale(rows: Rows, x: Tensor, residual: Tensor | None, factors: Tensor, relu: bool) -> Tensor:
+    """``residual + max((x - centre) * scale + shift, floor)``, and 0 in all other rows."""
+    out = torch.empty_like(x)
+    scratch, cut = rows.cut(x)
+    job = Job(*cut, factors.data_ptr(), out.data_ptr(), residual=_address(residual))
+    constants = (DTYPES[x.dtype], residual is not None, relu)
+    compiled.run(loops.rescale, constants, job, scratch, rows, x, residual, factors, out)
+    return out
+
+
+def _address(values: Tensor | None) -> int:
+    return 0 if values is None else values.data_ptr()
+
+
+def _plain(values: Tensor) -> Tensor:
+    """The values in memory one after another, not to be negated and not zeros without memory."""
+    values = values.contiguous().resolve_neg()
+    return values.clone() if values._is_zerotensor() else values
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -191,38 +158,45 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     input, mask, weight, bias = ctx.saved_tensors
     mask = view_mask(mask, input, -1)
     of_residual = select_real(grad, mask) if ctx.needs_input_grad[4] else None
-    if ctx.floor is not None:
-        x = input.contiguous()  # as in the first derivatives
-        out = torch.empty_like(x)
-        ctx.rows.transform(_matrix(x), None, ctx.factors, ctx.floor, _matrix(out))
+    if ctx.relu:
+        x = _plain(input.detach())  # as in the first derivatives
+        out = _rescale(ctx.rows, x, None, ctx.factors, True)
         grad = torch.where(out > 0, grad, grad.new_zeros(()))
-    mean, _, invstd = torch.from_numpy(ctx.statistics)
-    share = torch.full_like(mean, 1 / len(ctx.rows.places))
+    mean, _, invstd = ctx.statistics
+    share = torch.full_like(mean, 1 / ctx.rows.places.numel())
     statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
     return *differentiable_backward(grad, input, mask, weight, bias, statistics), of_residual
 
 
-def _matrix(values: Tensor) -> Array:
-    """Contiguous values as ``(N, C)``, without a copy and unseen by autograd."""
-    return _array(values).reshape(-1, values.shape[-1])
-
-
-def _matrix_if_any(values: Tensor | None) -> Array | None:
-    return None if values is None else _matrix(values)
-
-
-def _array(values: Tensor) -> Array:
-    """The same memory."""
-    array: Array = values.detach().numpy()
-    return array
-
-
-def _vector(values: Tensor | None, channels: int, dtype: Any, default: float) -> Array:
+def _vector(values: Tensor | None, like: Tensor, default: float) -> Tensor:
+    """A parameter, or as many defaults as there are channels, in the dtype of the features."""
     if values is None:
-        return np.full(channels, default, dtype)
-    if values.dtype == torch.bfloat16:
-        values = values.float()
-    return _array(values).astype(dtype, copy=False)
+        return like.new_full((like.shape[-1],), default)
+    if values.dtype == like.dtype and values.is_contiguous():
+        return values
+    return values.detach().to(like.dtype).contiguous()
+
+
+def _moving(call: Call) -> tuple[int, int, int, float]:
+    """Where mean, variance and counter of the running statistics are, and the momentum, for a job.
+
+    Zeros where there are none, or none that the loops know how to update.
+    """
+    running, momentum = call.running, call.momentum
+    if (
+        running is None
+        or momentum is None
+        or running.weight is not None
+        or not running.mean.dtype == running.var.dtype == torch.float32
+        or not (running.mean.is_contiguous() and running.var.is_contiguous())
+    ):
+        return 0, 0, 0, 0.0
+    return (
+        running.mean.data_ptr(),
+        running.var.data_ptr(),
+        _address(running.num_batches),
+        momentum,
+    )
 
 
 def batch_norm(call: Call) -> Tensor | None:
@@ -234,9 +208,9 @@ def batch_norm(call: Call) -> Tensor | None:
     if not _is_covered(call):
         return None
     input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
-    places = _array(mask).ravel().nonzero()[0]
+    places = torch.from_numpy(mask.numpy().ravel().nonzero()[0])
     if call.training:
-        if len(places) < max(call.min_count, 1):
+        if places.numel() < max(call.min_count, 1):
             return None
     elif torch.is_grad_enabled() and any(t.requires_grad for t in _differentiable(call)):
         return None
@@ -247,8 +221,8 @@ def batch_norm(call: Call) -> Tensor | None:
             mask = mask.movedim(channel_dim, -1)
         input = input.movedim(channel_dim, -1)
         residual = None if residual is None else residual.movedim(channel_dim, -1)
-    input = input.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    input = _plain(input)
+    residual = None if residual is None else _plain(residual)
     rows = Rows(places, min(max(TILE // input.shape[-1], 8), 256))
     if call.training:
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
@@ -256,26 +230,25 @@ def batch_norm(call: Call) -> Tensor | None:
         )
     else:
         assert running is not None, "evaluation has running statistics"
-        x, out = _matrix(input), torch.empty_like(input)
-        affine = Affine.of(call, x.dtype)
-        factors = _settled(running, call.eps, affine)
-        rows.transform(x, _matrix_if_any(residual), factors, affine.floor, _matrix(out))
+        factors = _settled(running, call, input)
+        out = _rescale(rows, input.detach(), residual, factors, call.relu)
     return out if channels_last else out.movedim(-1, channel_dim)
 
 
 def _is_covered(call: Call) -> bool:
-    input = call.input
+    input, residual = call.input, call.residual
     channels = input.shape[call.channel_dim]
-    vectors = (call.weight, call.bias, *(call.running or ())[:2])
+    vectors = (call.weight, call.bias, *(call.running or ()))
     return not (
-        input.dtype not in (torch.float32, torch.float64)
+        input.dtype not in DTYPES
         or input.numel() < SMALLEST
         or (call.mask.ndim == input.ndim and call.mask.shape[call.channel_dim] != 1)
         # The plain form says what is wrong.
-        or any(t is not None and t.shape != (channels,) for t in vectors)
-        or (call.residual is not None and call.residual.dtype != input.dtype)
+        or any(t is not None and t.shape != (channels,) for t in vectors[:4])
+        or any(t is not None and not (t.is_cpu and type(t) in PLAIN) for t in (residual, *vectors))
+        or (residual is not None and residual.dtype != input.dtype)
         or _is_watched(input)
-        or compiled.find_numba() is None
+        or find_numba() is None
     )
 
 
@@ -286,34 +259,33 @@ def _differentiable(call: Call) -> list[Tensor]:
 
 def _has_moved(
     running: RunningStatistics,
-    moving: Moving,
-    statistics: Array,
-    size: int,
+    by_loops: bool,
+    statistics: Tensor,
+    rows: Rows,
     momentum: float | None,
 ) -> None:
     """What the loops leave to do of ``running.update``, which alone takes twenty operations."""
-    if len(moving.mean):
+    if by_loops:
         torch.autograd.graph.increment_version([t for t in running[:3] if t is not None])
         return
-    mean, m2 = torch.from_numpy(statistics[:2])
-    with torch.no_grad():
-        running.update(Moments(torch.tensor(size), mean, m2), torch.tensor(True), momentum)
+    n, (mean, m2, _) = torch.tensor(rows.places.numel()), statistics
+    running.update(Moments(n, mean, m2), torch.tensor(True), momentum)
 
 
-def _settled(running: RunningStatistics, eps: float, affine: Affine) -> Array:
-    """The factors of ``share_transform`` for statistics that were settled before."""
-    mean = _array(running.mean.double())
-    factors = np.empty((3, len(mean)), affine.weight.dtype)
-    factors[0] = mean
-    factors[1] = _array(inverse_root(running.var.double(), eps)) * affine.weight
-    factors[2] = affine.bias - (mean - factors[0]) * factors[1]
-    return factors
+@torch.no_grad()
+def _settled(running: RunningStatistics, call: Call, input: Tensor) -> Tensor:
+    """The factors of a ``Job`` for statistics that were settled before."""
+    weight, bias = _vector(call.weight, input, 1), _vector(call.bias, input, 0)
+    mean = running.mean.double()
+    centre = mean.to(input.dtype)
+    scale = (inverse_root(running.var.double(), call.eps) * weight).to(input.dtype)
+    return torch.stack([centre, scale, (bias - (mean - centre) * scale).to(input.dtype)])
 
 
 def _is_watched(input: Tensor) -> bool:
     """Whether something would have to see operations that are not torch's."""
     return (
-        type(input) not in (Tensor, torch.nn.Parameter)
+        type(input) not in PLAIN
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
