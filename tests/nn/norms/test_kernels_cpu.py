@@ -1,6 +1,7 @@
 """Oracle 13: the fused batch norm of the CPU against the plain form and against float64."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
-from seqtrain.nn.norms.kernels import choice, loops, rows_cpu
+from seqtrain.nn.norms.kernels import choice, compiled, loops, rows_cpu
 from seqtrain.nn.norms.kernels.call import Call
 
 OPTIONS: list[dict[str, object]] = [
@@ -145,6 +146,17 @@ def test_autograd_learns_that_buffers_moved(monkeypatch: pytest.MonkeyPatch) -> 
     norm(torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool))
     after = norm.running_mean._version, norm.running_var._version
     assert after == (before[0] + 1, before[1] + 1)
+
+
+@pytest.mark.parametrize("find", [loops.find, compiled.find])
+@pytest.mark.parametrize("kind", KINDS)
+def test_places_of_real_rows_are_found(kind: str, find: Callable[[int, int, int], int]) -> None:
+    mask = make_mask(kind, 3, 9, torch.Generator().manual_seed(1)).numpy()
+    mask = (mask * np.uint8(2)).view(bool)  # a byte that is true need not be 1
+    places = np.full(28, -1)
+    n = find(mask.ctypes.data, 27, places.ctypes.data)
+    assert np.array_equal(places[:n], mask.view(np.uint8).ravel().nonzero()[0])
+    assert places[27] == -1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,6 +38,19 @@ def compiled(make: Callable[..., Any], *constants: Any) -> Loop:
     return found
 
 
+def find(mask: int, size: int, rows: int) -> int:
+    """``loops.find``."""
+    found: int = _find()(mask, size, rows)
+    return found
+
+
+@functools.cache
+def _find() -> Any:
+    _teach()
+    word = ctypes.c_ssize_t
+    return machine_code(inspect.unwrap(loops.find), word, word, word, result=word)
+
+
 @functools.cache
 def _teach() -> None:
     """Have compiled loops call the other loops, and find their job and its arrays in memory."""

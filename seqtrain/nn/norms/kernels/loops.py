@@ -134,6 +134,22 @@ def read(counters: Array, which: int) -> int:
     return int(counters[which])
 
 
+def find(mask: int, size: int, rows: int) -> int:
+    """Write the places of what is true to ``rows``, int64, and return how many there are.
+
+    Args:
+        mask: Where the booleans are.
+        size: How many there are, and how many places there is room for.
+        rows: Where the places go.
+    """
+    values, out = array_at(mask, size, np.uint8), array_at(rows, size, np.int64)
+    n = 0
+    for i in range(size):
+        out[n] = i  # to be written over, where this is not one: faster than to branch
+        n += 1 if values[i] else 0
+    return n
+
+
 def normalize(dtype: Any, residual: bool, relu: bool) -> Loop:
     """Batch norm by the statistics of the real rows, then what ``transform`` does.
 

@@ -20,7 +20,7 @@ def find_numba() -> ModuleType | None:
         return None
 
 
-def machine_code(source: Callable[..., None], *kinds: Any) -> Any:
+def machine_code(source: Callable[..., Any], *kinds: Any, result: Any = None) -> Any:
     """Machine code that is called by ctypes, without the interpreter; its ``address`` is another's.
 
     It is kept on disk if there is any place to keep it: next to the source or, where that cannot be
@@ -29,14 +29,15 @@ def machine_code(source: Callable[..., None], *kinds: Any) -> Any:
     Args:
         source: In the part of Python that Numba compiles; takes words.
         kinds: As which types of ctypes they are given.
+        result: As which the word comes back that it returns; ``None`` for none.
     """
     numba = find_numba()
     assert numba is not None, "who asks for machine code has found numba"
-    signature = numba.void(*[numba.intp] * len(kinds))
+    signature = (numba.void if result is None else numba.intp)(*[numba.intp] * len(kinds))
     try:
         found = numba.cfunc(signature, cache=True)(source)
     except (RuntimeError, OSError):  # no place that it may write to, or a full disk
         found = numba.cfunc(signature)(source)
-    function: Any = ctypes.CFUNCTYPE(None, *kinds)(found.address)
+    function: Any = ctypes.CFUNCTYPE(result, *kinds)(found.address)
     function.address, function.kept = found.address, found
     return function

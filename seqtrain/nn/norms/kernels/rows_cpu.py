@@ -32,9 +32,6 @@ COUNTED = 16
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
-PLAIN = (Tensor, torch.nn.Parameter)
-"""Types of tensors whose memory is what they say."""
-
 
 Cut = tuple[int, int, int, int, int, int, int, int, int, int]
 """The fields of a ``Job`` that every loop needs, ``factors`` and ``out`` apart."""
@@ -189,6 +186,7 @@ def _moving(call: Call) -> tuple[int, int, int, float]:
         or running.weight is not None
         or not running.mean.dtype == running.var.dtype == torch.float32
         or not (running.mean.is_contiguous() and running.var.is_contiguous())
+        or not (running.num_batches is None or _is_here(running.num_batches))
     ):
         return 0, 0, 0, 0.0
     return (
@@ -208,7 +206,7 @@ def batch_norm(call: Call) -> Tensor | None:
     if not _is_covered(call):
         return None
     input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
-    places = torch.from_numpy(mask.numpy().ravel().nonzero()[0])
+    places = _places(mask)
     if call.training:
         if places.numel() < max(call.min_count, 1):
             return None
@@ -235,21 +233,32 @@ def batch_norm(call: Call) -> Tensor | None:
     return out if channels_last else out.movedim(-1, channel_dim)
 
 
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask is true, int64 ``(n,)``, in less than half the time of ``nonzero``."""
+    mask = _plain(mask)
+    places = torch.empty(mask.numel(), dtype=torch.int64)
+    return places[: compiled.find(mask.data_ptr(), mask.numel(), places.data_ptr())]
+
+
 def _is_covered(call: Call) -> bool:
-    input, residual = call.input, call.residual
+    input, mask, residual = call.input, call.mask, call.residual
+    if input.dtype not in DTYPES or input.numel() < SMALLEST or _is_watched(input):
+        return False
     channels = input.shape[call.channel_dim]
-    vectors = (call.weight, call.bias, *(call.running or ()))
-    return not (
-        input.dtype not in DTYPES
-        or input.numel() < SMALLEST
-        or (call.mask.ndim == input.ndim and call.mask.shape[call.channel_dim] != 1)
+    if mask.ndim == input.ndim and mask.shape[call.channel_dim] != 1:
+        return False
+    for vector in (call.weight, call.bias, *(call.running or ())[:2]):
         # The plain form says what is wrong.
-        or any(t is not None and t.shape != (channels,) for t in vectors[:4])
-        or any(t is not None and not (t.is_cpu and type(t) in PLAIN) for t in (residual, *vectors))
-        or (residual is not None and residual.dtype != input.dtype)
-        or _is_watched(input)
-        or find_numba() is None
-    )
+        if vector is not None and not (_is_here(vector) and vector.shape == (channels,)):
+            return False
+    if residual is not None and not (_is_here(residual) and residual.dtype == input.dtype):
+        return False
+    return _is_here(mask) and find_numba() is not None
+
+
+def _is_here(values: Tensor) -> bool:
+    """Whether its memory is what it says, and in reach."""
+    return values.is_cpu and type(values) in (Tensor, torch.nn.Parameter)
 
 
 def _differentiable(call: Call) -> list[Tensor]:
@@ -285,7 +294,7 @@ def _settled(running: RunningStatistics, call: Call, input: Tensor) -> Tensor:
 def _is_watched(input: Tensor) -> bool:
     """Whether something would have to see operations that are not torch's."""
     return (
-        type(input) not in PLAIN
+        not _is_here(input)
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
