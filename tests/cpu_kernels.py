@@ -28,7 +28,7 @@ def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
         patch.setattr(loops, "LONG_ROW", 8)
         patch.setattr(compiled, "compiled", lambda make, *constants: make(*constants))
         patch.setattr(compiled, "find", loops.find)
-        patch.setattr(compiled, "_crew", lambda process: None)  # whose threads run machine code
+        patch.setattr(compiled, "_crew", lambda: None)  # whose threads run machine code
 
 
 def plainly(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from masked_inputs import KINDS, make_mask, poisoned
 from oracles import batch_norm_by_channel, batch_norm_gradient, real_rows
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
@@ -277,28 +278,55 @@ def test_no_padded_row_is_read_and_every_row_is_written_once(
     assert counts(out) == (never, once)
 
 
-@pytest.mark.parametrize("which", ["x", "residual", "grad"])
-@pytest.mark.parametrize("kind", ["to be negated", "zeros without memory"])
+STRANGE: dict[str, Callable[[Tensor], Tensor]] = {
+    "to be negated": lambda t: torch._neg_view(-t),
+    "zeros without memory": lambda t: torch._efficientzerotensor(t.shape),
+    "a subclass": lambda t: TwoTensor(t, t),
+}
+
+
+@pytest.mark.parametrize("which", ["x", "residual", "grad", "weight", "running_mean"])
+@pytest.mark.parametrize("kind", sorted(STRANGE))
 def test_memory_that_is_not_what_the_tensor_says(
     which: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As torch has it: the result of the plain form, or its error."""
     finely(monkeypatch, "machine code")
-    strange = {
-        "to be negated": torch._neg_view(torch.randn(2, 9, 3)),
-        "zeros without memory": torch._efficientzerotensor((2, 9, 3)),
-    }[kind]
     mask = torch.ones(2, 9, dtype=torch.bool)
-    plain = {name: torch.randn(2, 9, 3) for name in ("x", "residual", "grad")}
-    expected = plain | {which: strange.resolve_neg() + 0}
+    generator = torch.Generator().manual_seed(0)
+    plain = {name: torch.randn(2, 9, 3, generator=generator) for name in ("x", "residual", "grad")}
+    plain |= {name: torch.rand(3, generator=generator) for name in ("weight", "running_mean")}
 
-    def both_ways(x: Tensor, residual: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        norm = made(3, torch.float32, channel_dim=-1)
-        out = norm(x, mask, residual=residual)
-        return out, *torch.autograd.grad(out, list(norm.parameters()), grad)
+    def both_ways() -> list[Tensor] | type[Exception]:
+        given = {name: t.clone() for name, t in plain.items()}
+        given[which] = STRANGE[kind](given[which])
+        bias, mean = torch.zeros(3, requires_grad=True), given["running_mean"]
+        x, residual, grad = (given[name] for name in ("x", "residual", "grad"))
+        options = (mean, torch.ones(3), given["weight"], bias, True)
+        try:
+            out = masked_batch_norm(x, mask, *options, channel_dim=-1, residual=residual)
+            found = [out, *torch.autograd.grad(out, bias, grad), mean]
+        except (RuntimeError, NotImplementedError) as error:
+            return type(error)
+        return [t.a if isinstance(t, TwoTensor) else t.resolve_neg() + 0 for t in found]
 
-    found = both_ways(**(plain | {which: strange}))
-    for ours, theirs in zip(found, both_ways(**expected), strict=True):
-        assert torch.equal(ours, theirs)
+    fused = both_ways()
+    plainly(monkeypatch)
+    expected = both_ways()
+    if isinstance(expected, type):
+        assert fused == expected
+    else:
+        torch.testing.assert_close(fused, expected)
+
+
+def test_nothing_is_made_on_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    x, mask, grad = some_input((2, 9, 3), "right", torch.float32, 1)
+    norm = made(3, torch.float32, channel_dim=-1, momentum=None)
+    expected = train(copy.deepcopy(norm), x, mask, grad)
+    with torch.device("meta"):
+        found = train(norm, x, mask, grad)
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 @pytest.mark.parametrize("name", ["weight", "running_var"])
@@ -311,6 +339,59 @@ def test_memory_of_another_device_is_not_touched(
     setattr(norm, name, nn.Parameter(away) if name == "weight" else away)
     with pytest.raises((RuntimeError, NotImplementedError)):
         norm(torch.randn(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)).sum().item()
+
+
+def test_memory_that_was_given_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    x = torch.randn(2, 9, 3)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"expected memory behind a tensor of shape \(2, 9, 3\)"):
+        MaskedBatchNorm1d(3, channel_dim=-1)(x, torch.ones(2, 9, dtype=torch.bool))
+
+
+def test_a_counter_that_takes_four_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    finely(monkeypatch, "machine code")
+    x, mask, _ = some_input((2, 9, 3), "right", torch.float32, 1)
+    norm, two = MaskedBatchNorm1d(3, channel_dim=-1), torch.tensor([-1, -1], dtype=torch.int32)
+    norm.num_batches_tracked = two[0]
+    norm(x, mask)
+    assert two.tolist() == [0, -1]
+
+
+@pytest.mark.parametrize("counter", [torch.tensor(2.0), torch.tensor([2, 4]), torch.tensor([])])
+def test_other_counters_than_torch_makes_are_left_to_the_plain_form(counter: Tensor) -> None:
+    mean, var = torch.zeros(3), torch.ones(3)
+    x, mask = torch.zeros(2, 9, 3), torch.ones(2, 9, dtype=torch.bool)
+    running = rows_cpu.RunningStatistics(mean, var, counter)
+    call = Call(x, mask, running, None, None, True, 0.1, 1e-5, -1, 2)
+    assert rows_cpu._moving(call) == (0, 0, 0, 0.0)
+    right = call._replace(running=running._replace(num_batches=torch.tensor(2)))
+    assert rows_cpu._moving(right)[0] == mean.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("brought", "error"),
+    [
+        (lambda t: t.double() if t.is_floating_point() else t, None),
+        (lambda t: t[:1], "expected a saved input of shape"),
+    ],
+)
+def test_saved_states_may_come_back_otherwise(
+    brought: Callable[[Tensor], Tensor], error: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finely(monkeypatch, "machine code")
+    x, mask, grad = some_input((2, 9, 3), "right", torch.float32, 1)
+    norm = made(3, torch.float32, channel_dim=-1)
+    expected = train(copy.deepcopy(norm), x, mask, grad)
+    leaf = x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, brought):
+        out = norm(leaf, mask)
+    if error is not None:
+        with pytest.raises(RuntimeError, match=error):
+            out.backward(grad)
+        return
+    out.backward(grad)
+    assert torch.equal(leaf.grad, expected["dx"])
 
 
 def taken(x: Tensor, mask: Tensor, norm: nn.Module) -> bool:

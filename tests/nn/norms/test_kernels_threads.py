@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -89,7 +90,7 @@ def test_two_threads_train_at_once(
 def on_python_threads(patch: pytest.MonkeyPatch, call: Callable[[int, Work], None]) -> None:
     """As where the C library has no semaphores for the others."""
     finely(patch, "machine code")
-    patch.setattr(compiled, "_crew", lambda process: None)
+    patch.setattr(compiled, "_crew", lambda: None)
     patch.setattr(compiled, "call", call)
 
 
@@ -156,7 +157,7 @@ def word(crew: waiting.Crew, at: int) -> ctypes.c_int64:
 def test_a_job_that_nobody_begins_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     finely(monkeypatch, "machine code")
     crew = Nobody()
-    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    monkeypatch.setattr(compiled, "_crew", lambda: crew)
     assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
     assert word(crew, waiting.LOOP).value
     assert not word(crew, waiting.JOB).value
@@ -168,7 +169,7 @@ def test_a_thread_that_is_at_work_for_another_is_left_alone(
 ) -> None:
     finely(monkeypatch, "machine code")
     crew = Nobody()
-    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    monkeypatch.setattr(compiled, "_crew", lambda: crew)
     word(crew, waiting.JOB).value = 4711
     assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
     assert word(crew, waiting.JOB).value == 4711
@@ -201,11 +202,70 @@ def test_who_leads_waits_for_a_thread_that_has_begun() -> None:
     assert not leader.is_alive()
 
 
+def test_a_waiting_thread_does_its_part() -> None:
+    """Who leads waits here for what the other one writes."""
+    numba = machine.find_numba()
+    assert numba is not None
+    load, store, fetch_add = intrinsics.load, intrinsics.store, intrinsics.fetch_add
+
+    @numba.cfunc(numba.void(numba.intp, numba.intp))
+    def meet(place: int, leads: int) -> None:
+        if leads == 0:
+            store(load(place), 1)
+        while load(load(place)) == 0 and fetch_add(load(place) + 8) < 10**10:
+            pass
+
+    crew, met = waiting.Crew(), np.zeros(2, np.int64)
+    for _ in range(3):
+        met[:] = 0
+        crew.lead(1, meet, struct.pack("q", met.ctypes.data))
+        assert met[0] == 1
+
+
+def test_threads_that_ask_first_at_once_have_one_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_crews", {})
+    found: list[waiting.Crew] = []
+    start = threading.Barrier(6)
+
+    def ask() -> None:
+        start.wait()
+        found.append(compiled._crew())
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, found))) == 1
+    assert not found[0]._threads
+
+
+def test_machine_code_of_other_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba looks at the file of a function alone, not at what it calls in others."""
+    word = ctypes.c_ssize_t
+
+    def hits() -> int:
+        return machine.machine_code(share_of_tests, word).kept.cache_hits
+
+    def share_of_tests(place: int) -> None:
+        pass
+
+    for version in ("one", "two"):
+        monkeypatch.setattr(machine, "_version", lambda version=version: version)
+        before = hits()
+        assert hits() == 1
+        kept = list(Path(__file__).parent.glob(f"__pycache__/*share_of_tests-{version}*"))
+        assert kept
+        for file in kept:
+            file.unlink()
+        assert before == 0
+
+
 @pytest.mark.usefixtures("threads")
 def test_a_waiting_thread_works_and_sleeps_again(monkeypatch: pytest.MonkeyPatch) -> None:
     finely(monkeypatch, "machine code")
     crew = waiting.Crew()
-    monkeypatch.setattr(compiled, "_crew", lambda process: crew)
+    monkeypatch.setattr(compiled, "_crew", lambda: crew)
     norm, x = MaskedBatchNorm1d(200, channel_dim=-1), torch.randn(20, 600, 200)
     mask = torch.ones(20, 600, dtype=torch.bool)
     norm(x, mask)
@@ -278,7 +338,7 @@ out = norm(x, mask)
 child = os.fork()
 signal.alarm(60)
 assert torch.equal(norm(x, mask), out)
-assert len(compiled._crew(os.getpid())._threads) == 1
+assert len(compiled._crew()._threads) == 1
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """

@@ -93,7 +93,7 @@ def run(make: Callable[..., Any], constants: tuple[Any, ...], job: Job, *kept: A
     """
     loop, place = compiled(make, *constants), packed(job)
     helpers = min(torch.get_num_threads(), job.K // WORTH_WAKING) - 1
-    crew = _crew(os.getpid()) if helpers > 0 else None
+    crew = _crew() if helpers > 0 else None
     if crew is not None:
         crew.lead(helpers, loop, place)
         return
@@ -102,12 +102,19 @@ def run(make: Callable[..., Any], constants: tuple[Any, ...], job: Job, *kept: A
     loop(place, True)
 
 
-@functools.lru_cache(maxsize=1)
-def _crew(process: int) -> Any:  # noqa: ARG001
-    """The waiting threads of a process, which a fork does not take along; ``None`` off Linux."""
+_crews: dict[int, Any] = {}
+
+
+def _crew() -> Any:
+    """The waiting threads of this process, which a fork does not take along; ``None`` off Linux."""
     if sys.platform != "linux":
         return None
-    return importlib.import_module("seqtrain.nn.norms.kernels.waiting").Crew()
+    found = _crews.get(os.getpid())
+    if found is None:
+        waiting = importlib.import_module("seqtrain.nn.norms.kernels.waiting")
+        # It has no thread yet: of threads that get here at once all take that of the first.
+        found = _crews.setdefault(os.getpid(), waiting.Crew())
+    return found
 
 
 def _help(loop: Loop, place: bytes, kept: Any) -> None:  # noqa: ARG001

@@ -34,7 +34,7 @@ def load(_: Any, address: Any) -> Any:
 
 @intrinsic
 def store(_: Any, address: Any, value: Any) -> Any:
-    """Write a word."""
+    """Write a word, after all that was written before."""
 
     def generate(context: Any, builder: Any, __: Any, words: Any) -> Any:
         builder.store_atomic(words[1], _word(builder, words[0]), "seq_cst", 8)
@@ -56,7 +56,7 @@ def fetch_add(_: Any, address: Any) -> Any:
 
 @intrinsic
 def replace(_: Any, address: Any, old: Any, new: Any) -> Any:
-    """Write ``new`` if ``old`` is there; whether it was."""
+    """Write ``new`` if ``old`` is there; whether it was. Ordered as the others."""
 
     def generate(_: Any, builder: Any, __: Any, words: Any) -> Any:
         pair = builder.cmpxchg(_word(builder, words[0]), words[1], words[2], "seq_cst")

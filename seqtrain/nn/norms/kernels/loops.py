@@ -97,10 +97,11 @@ class Job(NamedTuple):
     """By which share of the way the running statistics move."""
 
 
-RECORD = np.dtype(list(Job.__annotations__.items()))
-"""Of the packed bytes: eight for each field."""
+_kinds = {name: "d" if kind is float else "q" for name, kind in Job.__annotations__.items()}
+_layout = struct.Struct("".join(_kinds.values()))
 
-_layout = struct.Struct("".join(RECORD[name].char for name in Job._fields))
+RECORD = np.dtype(list(_kinds.items()))
+"""Of the packed bytes: eight for each field."""
 
 _lock = Lock()
 

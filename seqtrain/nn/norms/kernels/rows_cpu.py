@@ -50,10 +50,10 @@ class Rows(NamedTuple):
         C, chunk = x.shape[-1], self.tile * TILES_PER_CHUNK
         n = self.places.numel()
         K = max(1, -(-n // chunk))  # one zeros all of a batch that has no real row
-        scratch = torch.zeros(COUNTED + 2 * K * C, dtype=torch.float64)
-        counters = scratch.data_ptr()
-        N, rows, table = x.numel() // max(C, 1), self.places.data_ptr(), counters + 8 * COUNTED
-        return scratch, (counters, table, K, chunk, self.tile, rows, n, N, C, x.data_ptr())
+        scratch = torch.zeros(COUNTED + 2 * K * C, dtype=torch.float64, device="cpu")
+        counters, N = _address(scratch), x.numel() // max(C, 1)
+        rows, table = _address(self.places), counters + 8 * COUNTED
+        return scratch, (counters, table, K, chunk, self.tile, rows, n, N, C, _address(x))
 
 
 class _Normalize(torch.autograd.Function):
@@ -73,19 +73,19 @@ class _Normalize(torch.autograd.Function):
         out, C = torch.empty_like(input), input.shape[-1]
         ctx.save_for_backward(input, mask, weight, bias)
         ctx.rows, ctx.relu = rows, call.relu
-        ctx.statistics = torch.empty((3, C), dtype=torch.float64)
-        ctx.factors = torch.empty((3, C), dtype=input.dtype)
+        ctx.statistics = torch.empty((3, C), dtype=torch.float64, device="cpu")
+        ctx.factors = torch.empty((3, C), dtype=input.dtype, device="cpu")
         scale, shift = _vector(weight, input, 1), _vector(bias, input, 0)
         scratch, cut = rows.cut(input)
         moving = _moving(call)
         job = Job(
             *cut,
-            factors=ctx.factors.data_ptr(),
-            out=out.data_ptr(),
-            statistics=ctx.statistics.data_ptr(),
+            factors=_address(ctx.factors),
+            out=_address(out),
+            statistics=_address(ctx.statistics),
             residual=_address(residual),
-            weight=scale.data_ptr(),
-            bias=shift.data_ptr(),
+            weight=_address(scale),
+            bias=_address(shift),
             eps=call.eps,
             running_mean=moving[0],
             running_var=moving[1],
@@ -101,25 +101,30 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        input = ctx.saved_tensors[0]  # as a hook may have brought it back
+        if torch.is_grad_enabled() or _is_watched(grad) or _is_watched(input):
             return *_differentiable_gradients(ctx, grad), None, None
-        input = _plain(ctx.saved_tensors[0])  # a hook may have brought it back strided
-        grad = _plain(grad)
+        input, grad = input.to(ctx.factors.dtype).contiguous(), grad.contiguous()
+        if input.shape != grad.shape:
+            raise RuntimeError(
+                f"expected a saved input of shape {tuple(grad.shape)}, found {tuple(input.shape)}: "
+                "look at the hooks on saved tensors"
+            )
         wants_input, _, wants_weight, wants_bias, wants_residual, _, _ = ctx.needs_input_grad
         of_input = torch.empty_like(input) if wants_input else None
         of_residual = torch.empty_like(input) if wants_residual else None
         # autograd casts them to the dtypes of the parameters
-        of_weight, of_bias = (torch.empty(input.shape[-1], dtype=input.dtype) for _ in range(2))
+        of_weight, of_bias = (torch.empty_like(ctx.factors[0]) for _ in range(2))
         rows: Rows = ctx.rows
         scratch, cut = rows.cut(input)
         job = Job(
             *cut,
-            factors=ctx.factors.data_ptr(),
+            factors=_address(ctx.factors),
             out=_address(of_input),
-            statistics=ctx.statistics.data_ptr(),
-            grad=grad.data_ptr(),
-            of_weight=of_weight.data_ptr(),
-            of_bias=of_bias.data_ptr(),
+            statistics=_address(ctx.statistics),
+            grad=_address(grad),
+            of_weight=_address(of_weight),
+            of_bias=_address(of_bias),
             of_residual=_address(of_residual),
         )
         constants = (DTYPES[input.dtype], ctx.relu, wants_input, wants_residual)
@@ -134,20 +139,20 @@ def _rescale(rows: Rows, x: Tensor, residual: Tensor | None, factors: Tensor, re
     """``residual + max((x - centre) * scale + shift, floor)``, and 0 in all other rows."""
     out = torch.empty_like(x)
     scratch, cut = rows.cut(x)
-    job = Job(*cut, factors.data_ptr(), out.data_ptr(), residual=_address(residual))
+    job = Job(*cut, _address(factors), _address(out), residual=_address(residual))
     constants = (DTYPES[x.dtype], residual is not None, relu)
     compiled.run(loops.rescale, constants, job, scratch, rows, x, residual, factors, out)
     return out
 
 
 def _address(values: Tensor | None) -> int:
-    return 0 if values is None else values.data_ptr()
-
-
-def _plain(values: Tensor) -> Tensor:
-    """The values in memory one after another, not to be negated and not zeros without memory."""
-    values = values.contiguous().resolve_neg()
-    return values.clone() if values._is_zerotensor() else values
+    """Where a tensor's memory begins, or 0 for ``None``."""
+    if values is None:
+        return 0
+    place = values.data_ptr()
+    if not place and values.numel():
+        raise RuntimeError(f"expected memory behind a tensor of shape {tuple(values.shape)}")
+    return place
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -156,9 +161,9 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     mask = view_mask(mask, input, -1)
     of_residual = select_real(grad, mask) if ctx.needs_input_grad[4] else None
     if ctx.relu:
-        x = _plain(input.detach())  # as in the first derivatives
-        out = _rescale(ctx.rows, x, None, ctx.factors, True)
-        grad = torch.where(out > 0, grad, grad.new_zeros(()))
+        centre, scale, shift = ctx.factors.unbind()
+        normal = (input.detach().to(scale.dtype) - centre) * scale + shift
+        grad = torch.where(normal <= 0, grad.new_zeros(()), grad)
     mean, _, invstd = ctx.statistics
     share = torch.full_like(mean, 1 / ctx.rows.places.numel())
     statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
@@ -169,9 +174,7 @@ def _vector(values: Tensor | None, like: Tensor, default: float) -> Tensor:
     """A parameter, or as many defaults as there are channels, in the dtype of the features."""
     if values is None:
         return like.new_full((like.shape[-1],), default)
-    if values.dtype == like.dtype and values.is_contiguous():
-        return values
-    return values.detach().to(like.dtype).contiguous()
+    return values.to(like.dtype).contiguous()
 
 
 def _moving(call: Call) -> tuple[int, int, int, float]:
@@ -186,15 +189,14 @@ def _moving(call: Call) -> tuple[int, int, int, float]:
         or running.weight is not None
         or not running.mean.dtype == running.var.dtype == torch.float32
         or not (running.mean.is_contiguous() and running.var.is_contiguous())
-        or not (running.num_batches is None or _is_here(running.num_batches))
     ):
         return 0, 0, 0, 0.0
-    return (
-        running.mean.data_ptr(),
-        running.var.data_ptr(),
-        _address(running.num_batches),
-        momentum,
-    )
+    count = running.num_batches
+    if count is not None and (
+        count.dtype != torch.int64 or count.numel() != 1 or not _is_here(count)
+    ):
+        return 0, 0, 0, 0.0
+    return _address(running.mean), _address(running.var), _address(count), momentum
 
 
 def batch_norm(call: Call) -> Tensor | None:
@@ -219,8 +221,8 @@ def batch_norm(call: Call) -> Tensor | None:
             mask = mask.movedim(channel_dim, -1)
         input = input.movedim(channel_dim, -1)
         residual = None if residual is None else residual.movedim(channel_dim, -1)
-    input = _plain(input)
-    residual = None if residual is None else _plain(residual)
+    input = input.contiguous()
+    residual = None if residual is None else residual.contiguous()
     rows = Rows(places, min(max(TILE // input.shape[-1], 8), 256))
     if call.training:
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
@@ -235,9 +237,9 @@ def batch_norm(call: Call) -> Tensor | None:
 
 def _places(mask: Tensor) -> Tensor:
     """Where a mask is true, int64 ``(n,)``, in less than half the time of ``nonzero``."""
-    mask = _plain(mask)
-    places = torch.empty(mask.numel(), dtype=torch.int64)
-    return places[: compiled.find(mask.data_ptr(), mask.numel(), places.data_ptr())]
+    mask = mask.contiguous()
+    places = torch.empty(mask.numel(), dtype=torch.int64, device="cpu")
+    return places[: compiled.find(_address(mask), mask.numel(), _address(places))]
 
 
 def _is_covered(call: Call) -> bool:
@@ -257,8 +259,14 @@ def _is_covered(call: Call) -> bool:
 
 
 def _is_here(values: Tensor) -> bool:
-    """Whether its memory is what it says, and in reach."""
-    return values.is_cpu and type(values) in (Tensor, torch.nn.Parameter)
+    """Whether there is memory, in reach, that holds the values as they are."""
+    return (
+        values.is_cpu
+        and type(values) in (Tensor, torch.nn.Parameter)
+        and values.layout is torch.strided
+        and not (values.is_neg() or values._is_zerotensor())
+        and not torch._is_functional_tensor(values)
+    )
 
 
 def _differentiable(call: Call) -> list[Tensor]:
@@ -277,8 +285,9 @@ def _has_moved(
     if by_loops:
         torch.autograd.graph.increment_version([t for t in running[:3] if t is not None])
         return
-    n, (mean, m2, _) = torch.tensor(rows.places.numel()), statistics
-    running.update(Moments(n, mean, m2), torch.tensor(True), momentum)
+    mean, m2, _ = statistics
+    n, enough = (torch.tensor(value, device="cpu") for value in (rows.places.numel(), True))
+    running.update(Moments(n, mean, m2), enough, momentum)
 
 
 @torch.no_grad()
@@ -294,8 +303,8 @@ def _settled(running: RunningStatistics, call: Call, input: Tensor) -> Tensor:
 def _is_watched(input: Tensor) -> bool:
     """Whether something would have to see operations that are not torch's."""
     return (
-        not _is_here(input)
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()  # first: the next asks what cannot be traced
+        or not _is_here(input)
         or torch._C._get_tracing_state() is not None
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0

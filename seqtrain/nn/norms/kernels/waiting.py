@@ -10,7 +10,7 @@ Importing this needs Numba, and a C library that has semaphores without a name: 
 
 import ctypes
 import inspect
-from threading import Lock, Thread
+from threading import RLock, Thread
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,10 @@ class Crew:
         self._memory = np.zeros((MOST + 1) * BOX, np.uint8)
         self._boxes = self._memory.ctypes.data + -self._memory.ctypes.data % BOX
         self._threads: list[Thread] = []
-        self._hiring = Lock()
+        self._hiring = RLock()
+        for box in range(MOST):
+            place = ctypes.c_void_p(self._boxes + box * BOX)
+            ctypes.CDLL(None).sem_init(place, 0, 0)
         word = ctypes.c_ssize_t
         self._serve = machine_code(inspect.unwrap(serve), word)
         self._lead = machine_code(inspect.unwrap(lead), word, word, word, ctypes.c_char_p)
@@ -79,10 +82,9 @@ class Crew:
         with self._hiring:
             while len(self._threads) < helpers:
                 box = self._boxes + len(self._threads) * BOX
-                ctypes.CDLL(None).sem_init(ctypes.c_void_p(box), 0, 0)
                 thread = Thread(target=self._stay, args=(box,), name="seqtrain-norm", daemon=True)
-                thread.start()
                 self._threads.append(thread)
+                thread.start()
 
     def _stay(self, box: int) -> None:
         """What it uses is held by this frame until the process ends."""
