@@ -41,19 +41,20 @@ class Rows(NamedTuple):
     """The real rows of a batch and how they are cut up, the same whatever the threads."""
 
     places: Tensor
-    """int64, rising."""
+    """int64, rising; behind the first ``size`` there is nothing."""
+    size: int
     tile: int
     """Rows summed up in the input's dtype."""
 
     def cut(self, x: Tensor) -> tuple[Tensor, Cut]:
         """Scratch memory, and with its address the first fields of a ``Job`` over ``x``."""
         C, chunk = x.shape[-1], self.tile * TILES_PER_CHUNK
-        n = self.places.numel()
-        K = max(1, -(-n // chunk))  # one zeros all of a batch that has no real row
+        K = max(1, -(-self.size // chunk))  # one zeros all of a batch that has no real row
         scratch = torch.zeros(COUNTED + 2 * K * C, dtype=torch.float64, device="cpu")
         counters, N = _address(scratch), x.numel() // max(C, 1)
         rows, table = _address(self.places), counters + 8 * COUNTED
-        return scratch, (counters, table, K, chunk, self.tile, rows, n, N, C, _address(x))
+        sizes = (self.size, N, C)
+        return scratch, (counters, table, K, chunk, self.tile, rows, *sizes, _address(x))
 
 
 class _Normalize(torch.autograd.Function):
@@ -102,7 +103,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input = ctx.saved_tensors[0]  # as a hook may have brought it back
-        if torch.is_grad_enabled() or _is_watched(grad) or _is_watched(input):
+        if torch.is_grad_enabled() or _is_watched(grad) or not _is_here(input):
             return *_differentiable_gradients(ctx, grad), None, None
         input, grad = input.to(ctx.factors.dtype).contiguous(), grad.contiguous()
         if input.shape != grad.shape:
@@ -114,7 +115,8 @@ class _Normalize(torch.autograd.Function):
         of_input = torch.empty_like(input) if wants_input else None
         of_residual = torch.empty_like(input) if wants_residual else None
         # autograd casts them to the dtypes of the parameters
-        of_weight, of_bias = (torch.empty_like(ctx.factors[0]) for _ in range(2))
+        C, dtype = input.shape[-1], input.dtype
+        of_weight, of_bias = (torch.empty(C, dtype=dtype, device="cpu") for _ in range(2))
         rows: Rows = ctx.rows
         scratch, cut = rows.cut(input)
         job = Job(
@@ -165,7 +167,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
         normal = (input.detach().to(scale.dtype) - centre) * scale + shift
         grad = torch.where(normal <= 0, grad.new_zeros(()), grad)
     mean, _, invstd = ctx.statistics
-    share = torch.full_like(mean, 1 / ctx.rows.places.numel())
+    share = torch.full_like(mean, 1 / ctx.rows.size)
     statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
     return *differentiable_backward(grad, input, mask, weight, bias, statistics), of_residual
 
@@ -208,9 +210,9 @@ def batch_norm(call: Call) -> Tensor | None:
     if not _is_covered(call):
         return None
     input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
-    places = _places(mask)
+    found = _find(mask)
     if call.training:
-        if places.numel() < max(call.min_count, 1):
+        if found[1] < max(call.min_count, 1):
             return None
     elif torch.is_grad_enabled() and any(t.requires_grad for t in _differentiable(call)):
         return None
@@ -223,7 +225,7 @@ def batch_norm(call: Call) -> Tensor | None:
         residual = None if residual is None else residual.movedim(channel_dim, -1)
     input = input.contiguous()
     residual = None if residual is None else residual.contiguous()
-    rows = Rows(places, min(max(TILE // input.shape[-1], 8), 256))
+    rows = Rows(*found, min(max(TILE // input.shape[-1], 8), 256))
     if call.training:
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
             input, mask, call.weight, call.bias, residual, rows, call
@@ -235,11 +237,11 @@ def batch_norm(call: Call) -> Tensor | None:
     return out if channels_last else out.movedim(-1, channel_dim)
 
 
-def _places(mask: Tensor) -> Tensor:
-    """Where a mask is true, int64 ``(n,)``, in less than half the time of ``nonzero``."""
+def _find(mask: Tensor) -> tuple[Tensor, int]:
+    """Where a mask is true, int64, and at how many places."""
     mask = mask.contiguous()
     places = torch.empty(mask.numel(), dtype=torch.int64, device="cpu")
-    return places[: compiled.find(_address(mask), mask.numel(), _address(places))]
+    return places, compiled.find(_address(mask), mask.numel(), _address(places))
 
 
 def _is_covered(call: Call) -> bool:
@@ -286,7 +288,7 @@ def _has_moved(
         torch.autograd.graph.increment_version([t for t in running[:3] if t is not None])
         return
     mean, m2, _ = statistics
-    n, enough = (torch.tensor(value, device="cpu") for value in (rows.places.numel(), True))
+    n, enough = (torch.tensor(value, device="cpu") for value in (rows.size, True))
     running.update(Moments(n, mean, m2), enough, momentum)
 
 
