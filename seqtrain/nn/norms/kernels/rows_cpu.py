@@ -32,7 +32,6 @@ COUNTED = 16
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
-
 Cut = tuple[int, int, int, int, int, int, int, int, int, int]
 """The fields of a ``Job`` that every loop needs, ``factors`` and ``out`` apart."""
 
@@ -78,7 +77,7 @@ class _Normalize(torch.autograd.Function):
         ctx.factors = torch.empty((3, C), dtype=input.dtype, device="cpu")
         scale, shift = _vector(weight, input, 1), _vector(bias, input, 0)
         scratch, cut = rows.cut(input)
-        moving = _moving(call)
+        mean, var, count, momentum = _moving(call)
         job = Job(
             *cut,
             factors=_address(ctx.factors),
@@ -88,16 +87,16 @@ class _Normalize(torch.autograd.Function):
             weight=_address(scale),
             bias=_address(shift),
             eps=call.eps,
-            running_mean=moving[0],
-            running_var=moving[1],
-            num_batches=moving[2],
-            momentum=moving[3],
+            running_mean=mean,
+            running_var=var,
+            num_batches=count,
+            momentum=momentum,
         )
         constants = (DTYPES[input.dtype], residual is not None, call.relu)
         kept = (scratch, scale, shift, out, ctx.statistics, ctx.factors)
         compiled.run(loops.normalize, constants, job, rows, call, input, residual, *kept)
         if call.running is not None:
-            _has_moved(call.running, moving[0] != 0, ctx.statistics, rows, call.momentum)
+            _has_moved(call.running, mean != 0, ctx.statistics, rows, call.momentum)
         return out
 
     @staticmethod
@@ -210,9 +209,9 @@ def batch_norm(call: Call) -> Tensor | None:
     if not _is_covered(call):
         return None
     input, mask, running, channel_dim = call.input, call.mask, call.running, call.channel_dim
-    found = _find(mask)
+    places, size = _find(mask)
     if call.training:
-        if found[1] < max(call.min_count, 1):
+        if size < max(call.min_count, 1):
             return None
     elif torch.is_grad_enabled() and any(t.requires_grad for t in _differentiable(call)):
         return None
@@ -225,7 +224,7 @@ def batch_norm(call: Call) -> Tensor | None:
         residual = None if residual is None else residual.movedim(channel_dim, -1)
     input = input.contiguous()
     residual = None if residual is None else residual.contiguous()
-    rows = Rows(*found, min(max(TILE // input.shape[-1], 8), 256))
+    rows = Rows(places, size, min(max(TILE // input.shape[-1], 8), 256))
     if call.training:
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
             input, mask, call.weight, call.bias, residual, rows, call
