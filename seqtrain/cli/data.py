@@ -38,8 +38,9 @@ def check(
     """Say what is in the files and what is wrong with them, record by record."""
     if on_error not in ("fail", "skip", "quarantine"):
         raise typer.BadParameter("--on-error takes fail, skip or quarantine.")
-    from seqtrain.data.check import check_files, write_quarantine
+    from seqtrain.data.check import check_files
     from seqtrain.data.fasta import reject_message
+    from seqtrain.data.quarantine import write_quarantine
     from seqtrain.reporting import to_json
 
     found = check_files(
@@ -49,8 +50,13 @@ def check(
         json.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     _print_check(found)
     if on_error == "quarantine":
-        for path in write_quarantine(found, fasta):
-            print(f"written: {path}", file=sys.stderr)
+        clean, rejected = write_quarantine(found, fasta)
+        used, others = len(found.records), len(found.rejects)
+        print(
+            f"{used + others:,} records: {used:,} written to {clean}, "
+            f"{others:,} listed in {rejected}",
+            file=sys.stderr,
+        )
     if found.rejects and on_error == "fail":
         raise FastaError(reject_message(found.rejects))
 
@@ -130,7 +136,7 @@ def split(
     """
     from collections import Counter
 
-    from seqtrain.data.check import split_files
+    from seqtrain.data.dividing import split_files
 
     if method not in ("random", "stratified", "similarity"):
         raise typer.BadParameter("--method takes random, stratified or similarity.")
