@@ -38,11 +38,12 @@ def norms(
     ] = None,
     threads: Threads = 0,
     json: Json = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Masked batch norm beside nn.BatchNorm1d, forward and backward."""
     from seqtrain.bench.norms import NormBench, bench_norms
 
-    chosen, dtype = _where(device, precision, threads, json)
+    chosen, dtype = _where(device, precision, threads, json, overwrite)
     widths = tuple(channels or ((128,) if chosen.type == "cpu" else (32, 128, 512, 2048)))
     settings = NormBench(
         device=chosen,
@@ -69,13 +70,14 @@ def train(
     ] = False,
     threads: Threads = 0,
     json: Json = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Packed training beside nn.Conv1d or nn.TransformerEncoder on padded batches."""
     if encoder not in ("cnn", "transformer"):
         raise typer.BadParameter("--encoder takes cnn or transformer.")
     from seqtrain.bench.train import TrainBench, bench_train
 
-    chosen, dtype = _where(device, precision, threads, json)
+    chosen, dtype = _where(device, precision, threads, json, overwrite)
     settings = TrainBench(
         encoder=encoder,
         device=chosen,
@@ -96,11 +98,12 @@ def data(
     repetitions: Repetitions = 3,
     threads: Threads = 0,
     json: Json = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Reading, tokenizing, planning, collating, and predict beside a padded loop in file order."""
     from seqtrain.bench.data import DataBench, bench_data
 
-    chosen, dtype = _where(device, precision, threads, json)
+    chosen, dtype = _where(device, precision, threads, json, overwrite)
     settings = DataBench(
         device=chosen, precision=dtype, repetitions=repetitions, num_records=records
     )
@@ -108,17 +111,18 @@ def data(
 
 
 def _where(
-    device: str, precision: str, threads: int, json: Path | None
+    device: str, precision: str, threads: int, json: Path | None, overwrite: bool
 ) -> "tuple[torch.device, torch.dtype]":
     """Where it runs and in what, if its figures can be written at all."""
     import torch
 
     from seqtrain.config import PRECISIONS, one_of
-    from seqtrain.data.files import check_place
+    from seqtrain.data.outputs import Output, check_outputs
+    from seqtrain.data.own_files import is_report
     from seqtrain.training.device import choose_device, choose_training_precision
 
-    if json is not None:
-        check_place(json)
+    written = Output("--json", json, is_report("command", "bench", "figures"), streams=True)
+    check_outputs([written], [], overwrite=overwrite)
     if threads:
         torch.set_num_threads(threads)
     one_of(precision, "--precision", PRECISIONS)
@@ -127,11 +131,12 @@ def _where(
 
 
 def _show(report: "Report", json: Path | None) -> None:
+    from seqtrain.data.outputs import write_report
     from seqtrain.reporting import stdout_console, table, to_json
 
     if json is not None:
         found = {"command": " ".join(["seqtrain", *sys.argv[1:]]), **report.to_dict()}
-        json.write_text(to_json(found, indent=1) + "\n", encoding="utf-8")
+        write_report(json, to_json(found, indent=1) + "\n")
     for name, described in (("machine", report.machine), ("settings", report.settings)):
         print(f"{name}: {', '.join(f'{k} {v}' for k, v in described.items())}", file=sys.stderr)
     rows = [

@@ -101,7 +101,7 @@ def compare_norms(
     own = options.with_own_data(overrides, train)
     settings = (config_name, own, config_dir, values)
     names = (_names(norms, "norms"), _names(batching, "batching"))
-    comparison = _comparison(*settings, *names, encoders, seeds, records)
+    comparison = _comparison(*settings, *names, encoders, seeds, records, output, clusters)
     groups = None
     if clusters is not None:
         groups, note = _read_clusters(clusters, comparison)
@@ -142,11 +142,14 @@ def _comparison(
     encoders: str | None,
     seeds: int,
     records: int | None,
+    output: Path,
+    clusters: Path | None,
 ) -> "Comparison":
     """Every plan over the same data, read once."""
     from seqtrain.compare.plan import Arm, Comparison, conditions_of, limit_records
     from seqtrain.compose import load_config
     from seqtrain.config import BatchingConfig, NormConfig
+    from seqtrain.data.outputs import check_folder
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
 
@@ -171,6 +174,8 @@ def _comparison(
 
     chosen = [None] if encoders is None else [f"encoder={e}" for e in _names(encoders, "encoders")]
     configs = [load([item] if item else []) for item in chosen]
+    read = [path for config in configs for path in options.input_files(config, config_dir)]
+    check_folder("--output", output, [*read, *([clusters] if clusters else [])], names=None)
     first = plan_run(configs[0])
     if records is not None:
         first = limit_records(first, records)

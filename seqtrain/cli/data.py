@@ -34,23 +34,30 @@ def check(
         ),
     ] = "fail",
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Say what is in the files and what is wrong with them, record by record."""
     if on_error not in ("fail", "skip", "quarantine"):
         raise typer.BadParameter("--on-error takes fail, skip or quarantine.")
     from seqtrain.data.check import check_files
     from seqtrain.data.fasta import reject_message
-    from seqtrain.data.quarantine import write_quarantine
+    from seqtrain.data.outputs import Output, check_outputs, write_report
+    from seqtrain.data.own_files import is_report
+    from seqtrain.data.quarantine import quarantine_files, write_quarantine
     from seqtrain.reporting import to_json
 
+    written = [Output("--json", json, is_report("facts", "rejects"), streams=True)]
+    if on_error == "quarantine":
+        written += [Output("--on-error quarantine:", path) for path in quarantine_files(fasta)]
+    check_outputs(written, [*fasta, *(labels or [])], overwrite=overwrite)
     found = check_files(
         fasta, labels or (), label_column=label_column, id_column=id_column, alphabet=alphabet
     )
     if json is not None:
-        json.write_text(to_json(found.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_report(json, to_json(found.to_dict(), indent=1) + "\n")
     _print_check(found)
     if on_error == "quarantine":
-        clean, rejected = write_quarantine(found, fasta)
+        clean, rejected = write_quarantine(found, fasta, overwrite=overwrite)
         used, others = len(found.records), len(found.rejects)
         print(
             f"{used + others:,} records: {used:,} written to {clean}, "
@@ -88,6 +95,7 @@ def tokenize(
         str,
         typer.Option(help="tokenizer.other: letters outside the alphabet are an error or unknown."),
     ] = "error",
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write the token ids of all records as one Arrow file, to train on without reading them again.
 
@@ -96,13 +104,12 @@ def tokenize(
     grow with the sequences. Temporary files of its size lie beside it while it is made.
     """
     from seqtrain.data.check import tokenizer_for
-    from seqtrain.data.files import STDIN, check_place
+    from seqtrain.data.outputs import Output, check_outputs
+    from seqtrain.data.own_files import is_own_store
     from seqtrain.data.store import write_store
     from seqtrain.data.tokenized import tokenize_fasta
 
-    check_place(output)
-    if str(output) == STDIN or output.resolve() in [Path(path).resolve() for path in fasta]:
-        raise ConfigError(f"{output}: expected the name of a new file, or of a store to replace.")
+    check_outputs([Output("--output", output, is_own_store)], fasta, overwrite=overwrite)
     policies = {"ambiguous": ambiguous, "gap": gap, "stop": stop, "other": other}
     tokenizer_for({}, alphabet, **policies)  # refuses what is none before anything is read
     data, tokenizer = tokenize_fasta(
@@ -128,6 +135,7 @@ def split(
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.1,
     test_fraction: Annotated[float, typer.Option(min=0, max=1)] = 0.1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Divide records into train, valid and test, and write who is where.
 
@@ -137,11 +145,18 @@ def split(
     from collections import Counter
 
     from seqtrain.data.dividing import split_files
+    from seqtrain.data.outputs import Output, check_outputs, write_report
+    from seqtrain.data.own_files import is_split_table
 
     if method not in ("random", "stratified", "similarity"):
         raise typer.BadParameter("--method takes random, stratified or similarity.")
     if valid_fraction + test_fraction >= 1:
         raise ConfigError("--valid-fraction and --test-fraction leave nothing to train on.")
+    check_outputs(
+        [Output("--output", output, is_split_table, streams=True)],
+        [*fasta, *(labels or [])],
+        overwrite=overwrite,
+    )
     rows = split_files(
         fasta,
         labels or (),
@@ -152,7 +167,7 @@ def split(
         seed=seed,
     )
     lines = "".join(f"{name}\t{part}\n" for name, part in rows)
-    output.write_text("id\tsplit\n" + lines, encoding="utf-8")
+    write_report(output, "id\tsplit\n" + lines)
     counts = Counter(part for _, part in rows)
     said = ", ".join(f"{counts[part]:,} {part}" for part in ("train", "valid", "test"))
     print(f"{said}, written to {output}", file=sys.stderr)
@@ -167,15 +182,23 @@ def audit(
     id_column: options.IdColumn = None,
     split_column: options.SplitColumn = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Ask what length and composition alone predict, and what leaks between the parts.
 
     Without --test and without a split column the test part is made: stratified, seed 0.
     """
     from seqtrain.data.audit import alarms, baselines, find_duplicates, find_leaks
+    from seqtrain.data.outputs import Output, check_outputs, write_report
+    from seqtrain.data.own_files import is_report
     from seqtrain.data.prepare import prepare_data
     from seqtrain.reporting import to_json
 
+    check_outputs(
+        [Output("--json", json, is_report("baselines", "duplicates", "leaks"), streams=True)],
+        [*fasta, *(test or []), *(labels or [])],
+        overwrite=overwrite,
+    )
     data = prepare_data(
         train=fasta,
         test=test or (),
@@ -196,7 +219,7 @@ def audit(
         "leaks": [leak._asdict() for leak in find_leaks(parts)],
     }
     if json is not None:
-        json.write_text(to_json(report, indent=1) + "\n", encoding="utf-8")
+        write_report(json, to_json(report, indent=1) + "\n")
     _print_audit(report, data)
 
 

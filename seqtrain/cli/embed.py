@@ -24,6 +24,7 @@ def embed(
     ] = -1,
     dtype: Annotated[str, typer.Option(help="float32 or float16, of what is written.")] = "float32",
     on_error: options.OnError = "fail",
+    overwrite: options.Overwrite = False,
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -33,6 +34,8 @@ def embed(
         raise typer.BadParameter("--on-error takes fail or skip.")
     load_torch()
     from seqtrain.data.fasta import scan_fasta
+    from seqtrain.data.outputs import Output, check_outputs
+    from seqtrain.data.own_files import is_embedding_file
     from seqtrain.evaluation.embed import (
         DTYPES,
         check_embedding_format,
@@ -43,6 +46,8 @@ def embed(
     from seqtrain.training.device import choose_device
 
     check_embedding_format(output)
+    written = [Output("--output", output, is_embedding_file)]
+    check_outputs(written, [run, *fasta], overwrite=overwrite)
     if dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype takes {' or '.join(DTYPES)}.")
     loaded = open_run(run)

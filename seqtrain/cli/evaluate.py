@@ -26,27 +26,34 @@ def evaluate(
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
     uncalibrated: options.Uncalibrated = False,
+    overwrite: options.Overwrite = False,
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
     load_torch()
-    from seqtrain.data.files import check_place
     from seqtrain.data.labels import is_regression
+    from seqtrain.data.outputs import Output, check_outputs, write_report
+    from seqtrain.data.own_files import is_prediction_table, is_report
     from seqtrain.data.prepare import read_for_model
     from seqtrain.evaluation.runs import evaluate_run, write_outputs
     from seqtrain.evaluation.writing import check_format
     from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.reporting import stdout_console, to_json
     from seqtrain.training.calibration import calibration_error, calibration_words
-    from seqtrain.training.checkpoint import write_text
     from seqtrain.training.device import choose_device
 
     if output is not None:
         check_format(output)
-    if json is not None:
-        check_place(json)
+    check_outputs(
+        [
+            Output("--output", output, is_prediction_table),
+            Output("--json", json, is_report("n", "task", "metrics"), streams=True),
+        ],
+        [run, *fasta, *(labels or [])],
+        overwrite=overwrite,
+    )
     loaded = open_run(run, calibrated=not uncalibrated)
     loaded.model.to(choose_device(device))
     dataset = read_for_model(
@@ -69,7 +76,7 @@ def evaluate(
         error = calibration_error(loaded.codec.task, outputs.values, dataset.targets)
     if json is not None:
         found = {**scored.to_dict(), "probabilities": words, "calibration_error": error}
-        write_text(json, to_json(found, indent=1) + "\n")
+        write_report(json, to_json(found, indent=1) + "\n")
     if not quiet:
         print_evaluation(stdout_console(), scored.to_dict(), ", ".join(fasta))
         if error is not None:

@@ -46,12 +46,14 @@ def export(
     if format not in FORMATS:
         raise typer.BadParameter(f"--format takes {', '.join(FORMATS)}.")
     load_torch()
+    from seqtrain.data.outputs import Output, check_outputs
     from seqtrain.errors import ExportError
     from seqtrain.export.bundle import open_run
     from seqtrain.export.parity import TOLERANCE, check_parity
 
     if output.exists():
         raise ExportError(f"{output}: exists already. Remove it, or choose another --output.")
+    check_outputs([Output("--output", output)], [run, *(check or [])])
     loaded = open_run(run)
     written = _write(run, loaded, output, format)
     if not quiet:

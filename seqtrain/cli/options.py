@@ -1,9 +1,12 @@
 """Options that several verbs share."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from seqtrain.config import RunConfig
 
 TrainFiles = Annotated[
     list[str] | None,
@@ -61,6 +64,13 @@ OnError = Annotated[
     str, typer.Option("--on-error", help="fail, or skip: say in `status` what is wrong.")
 ]
 
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace output files that seqtrain did not write; never an input."
+    ),
+]
+
 
 def data_values(
     train: list[str] | None,
@@ -94,6 +104,16 @@ def with_own_data(overrides: list[str] | None, train: list[str] | None) -> list[
     """The overrides, with the bundled data and its short training left out for files given."""
     chosen = any(item.lstrip("+~").startswith("data=") for item in overrides or [])
     return [*(["data=files"] if train and not chosen else []), *(overrides or [])]
+
+
+def input_files(config: "RunConfig", config_dir: Path | None) -> list[str]:
+    """The files that a training reads: data, settings, and the run that its encoder comes from."""
+    values = [value for value in vars(config.data).values() if value is not None]
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    found = [text for text in texts if isinstance(text, str) and Path(text).is_file()]
+    if config.encoder.pretrained is not None:
+        found.append(config.encoder.pretrained)
+    return found + [str(path) for path in (config_dir.glob("*.yaml") if config_dir else ())]
 
 
 def absolute(path: str) -> str:

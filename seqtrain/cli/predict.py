@@ -67,6 +67,7 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted .tsv or .jsonl.")
     ] = False,
+    overwrite: options.Overwrite = False,
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that share the work.")
     ] = 1,
@@ -89,12 +90,16 @@ def predict(
         raise typer.BadParameter("--workers and several devices exclude each other.")
     load_torch()
     from seqtrain.data.fasta import scan_fasta
+    from seqtrain.data.outputs import Output, check_outputs
+    from seqtrain.data.own_files import is_prediction_table
     from seqtrain.evaluation.windows import Windows
     from seqtrain.evaluation.writing import check_format, read_begun, skip_written, write_rows
 
     windows = Windows.of(window, overlap)
     if output is not None:
         check_format(output, resume=resume)
+    read: list[str | Path] = [*fasta, run, *(ensemble or [])]
+    check_outputs([Output("--output", output, is_prediction_table)], read, overwrite=overwrite)
     _check_devices(devices)
     members = _open([run, *(ensemble or [])], uncalibrated)
     table = _table(members, top_k, windows, warnings)

@@ -102,6 +102,7 @@ def _plan(
 ) -> "Plan":
     """The plan of the settings given; a resumed run must keep its own."""
     from seqtrain.compose import load_config
+    from seqtrain.data.outputs import check_folder
     from seqtrain.pipeline import differing_settings, plan_run
     from seqtrain.training.checkpoint import read_run
 
@@ -111,6 +112,9 @@ def _plan(
             found.encoder.pretrained = options.absolute(found.encoder.pretrained)
         return found
 
+    def check(config: "RunConfig") -> None:
+        check_folder("--run-dir", run.path, options.input_files(config, config_dir))
+
     if not resume:
         names_one = any("encoder.pretrained=" in item for item in overrides)
         # Settings of its encoder may be none of the default one's: left out until it is known.
@@ -119,9 +123,11 @@ def _plan(
         if names_one or pretrained is not None:
             config = load(overrides, None if pretrained is None else pretrained.config)
             _refuse_itself(config, run)
+        check(config)
         config.norm.check_applies()
         return plan_run(config, pretrained)
     saved, _ = read_run(run)
+    check(saved)
     pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
     if not given:
         return plan_run(saved, pretrained)

@@ -8,7 +8,15 @@ from seqtrain.data.files import STDIN, read_lines, whole_file
 from seqtrain.errors import FastaError
 
 
-def write_quarantine(found: Check, fasta: Sequence[str]) -> list[Path]:
+def quarantine_files(fasta: Sequence[str]) -> tuple[Path, Path]:
+    """The two files in the current folder, named after the first input."""
+    stem = "stdin" if fasta[0] == STDIN else Path(fasta[0]).name.split(".")[0]
+    return Path(f"{stem}.clean.fasta"), Path(f"{stem}.rejects.tsv")
+
+
+def write_quarantine(
+    found: Check, fasta: Sequence[str], *, overwrite: bool = False
+) -> tuple[Path, Path]:
     """Write the usable records and the places of the others into the current folder.
 
     Usable records are copied as they are written: header, line breaks and letter case. Those of
@@ -18,12 +26,11 @@ def write_quarantine(found: Check, fasta: Sequence[str]) -> list[Path]:
         The two files, named after the first input.
 
     Raises:
-        FastaError: One of them exists already.
+        FastaError: One of them exists already, and is not to be replaced.
     """
-    stem = "stdin" if fasta[0] == STDIN else Path(fasta[0]).name.split(".")[0]
-    clean, rejected = Path(f"{stem}.clean.fasta"), Path(f"{stem}.rejects.tsv")
+    clean, rejected = quarantine_files(fasta)
     for path in (clean, rejected):
-        if path.exists():
+        if path.exists() and not overwrite:
             raise FastaError(f"{path}: exists already. Move it away first.")
     rows = ("\t".join((r.id, r.source, str(r.line), r.reason)) for r in found.rejects)
     with (
@@ -36,7 +43,7 @@ def write_quarantine(found: Check, fasta: Sequence[str]) -> list[Path]:
             clean_file.writelines(_usable(found, source))
         reject_file.write("id\tfile\tline\treason\n")
         reject_file.writelines(f"{row}\n" for row in rows)
-    return [clean, rejected]
+    return clean, rejected
 
 
 def _usable(found: Check, source: str) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_bad_records_make_no_store(program: Program, tmp_path: Path) -> None:
         (("-o", "no/x.arrow"), "no does not exist. Make it first."),
         (("-o", "x.arrow", "--gap", "keep"), "tokenizer.gap: expected one of drop, unknown, error"),
         (("-o", "x.arrow", "--alphabet", "amino"), "--alphabet: expected protein, dna, rna"),
-        (("-o", "-"), "-: expected the name of a new file, or of a store to replace."),
+        (("-o", "-"), "--output -: expected the name of a file."),
         (("-o", "/dev/null"), "/dev/null: is no ordinary file"),
     ],
 )
@@ -106,7 +106,7 @@ def test_a_store_does_not_take_the_place_of_what_it_is_made_of(
     (tmp_path / "link").symlink_to(path)
     for output in (path, tmp_path / "link", "a.fasta"):
         done = program("data", "tokenize", "a.fasta", "-o", output, cwd=tmp_path)
-        refused(done, "expected the name of a new file, or of a store to replace.")
+        refused(done, "a.fasta, which is read. Choose another name.")
     assert path.read_text() == text
 
 
