@@ -14,7 +14,7 @@ import torch
 from seqtrain.data.fasta import Record, Reject, scan_fasta
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.embed import Embedding, embed_records
-from seqtrain.evaluation.predict import Predictor, check_ensemble
+from seqtrain.evaluation.predict import Predictor, check_ensemble, length_rule
 from seqtrain.evaluation.tables import Table
 from seqtrain.evaluation.windows import Windows
 from seqtrain.export.bundle import open_run
@@ -55,14 +55,15 @@ class Answer:
     """What each member says; none for one model."""
     warnings: tuple[str, ...] = ()
     """In what the sequence is unlike those of the training: ``alphabet``, ``length``,
-    ``composition``."""
+    ``composition``; ``truncated`` or ``left out`` where it is too long for the model."""
 
 
 class TrainedModel:
     """A model that reads sequences; what it says of one does not depend on the others.
 
     Sequences are given as strings, ``Bio.SeqRecord``, paths of FASTA files, or any iterable of
-    these, also a generator. A string by itself is a file if it looks like one's name.
+    these, also a generator. A string by itself is a file if it looks like one's name. Those longer
+    than ``data.max_length`` of the training are read as there: cut, left out or refused.
     """
 
     def __init__(self, members: Sequence[LoadedRun], device: str = "auto"):
@@ -220,7 +221,9 @@ class TrainedModel:
             batch_size: Padded positions per batch; as in training when not given.
 
         Returns:
-            A float32 array ``(N, C)``; with ``per_residue`` a list of arrays ``(length, C)``.
+            A float32 array ``(N, C)``; with ``per_residue`` a list of arrays ``(length, C)``. A
+            sequence that is left out because it is too long for the model is a row of NaN, or has
+            length 0.
 
         Raises:
             FastaError: A sequence cannot be read.
@@ -238,11 +241,13 @@ class TrainedModel:
             per_residue=per_residue,
             pooling=pooling,
             layer=layer,
+            lengths=length_rule(self._loaded, None, None),
         )
-        vectors = [np.asarray(embedding.values) for embedding in embeddings]
+        width: int = module.encoder.embed_dim  # type: ignore[assignment]
+        missing = np.full((0, width) if per_residue else width, np.nan, np.float32)
+        vectors = [missing if each.values is None else each.values for each in embeddings]
         if per_residue:
             return vectors
-        width: int = module.encoder.embed_dim  # type: ignore[assignment]
         return np.stack(vectors) if vectors else np.empty((0, width), np.float32)
 
 

@@ -20,8 +20,9 @@ from seqtrain.compose import load_config
 from seqtrain.data.batching import Batch, collate
 from seqtrain.data.corruption import Corruption
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.for_model import read_for_model
 from seqtrain.data.labels import IGNORE
-from seqtrain.data.prepare import prepare_data, read_for_model
+from seqtrain.data.prepare import prepare_data
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.pipeline import Plan, plan_run, train_run
@@ -90,7 +91,7 @@ class TestLearning:
     def test_perplexity_is_exp_of_the_mean_surprise_by_hand(self, periodic: Periodic) -> None:
         path, run, _ = periodic
         loaded = load_run(run.path)
-        dataset = read_for_model([str(path)], loaded.tokenizer, loaded.codec)
+        dataset = read_for_model([str(path)], loaded.tokenizer, loaded.codec).dataset
         scored, _ = evaluate_run(loaded, dataset, None)
         temperature = loaded.model.head.temperature.item()
         surprise: list[float] = []
@@ -113,12 +114,14 @@ class TestPromise:
     ) -> None:
         path, run, _ = periodic
         loaded = load_run(run.path)
-        whole = read_for_model([str(path)], loaded.tokenizer, loaded.codec)
+        whole = read_for_model([str(path)], loaded.tokenizer, loaded.codec).dataset
         _, outputs = evaluate_run(loaded, whole, None)
         records = path.read_text().split(">")[1:]
         for i in (0, 7, 149):
             (tmp_path / f"{i}.fasta").write_text(f">{records[i]}")
-            alone = read_for_model([str(tmp_path / f"{i}.fasta")], loaded.tokenizer, loaded.codec)
+            alone = read_for_model(
+                [str(tmp_path / f"{i}.fasta")], loaded.tokenizer, loaded.codec
+            ).dataset
             assert alone.residues(0).tolist() == whole.residues(i).tolist()
             assert alone.target(0).tolist() == whole.target(i).tolist()
             _, found = evaluate_run(loaded, alone, None)
@@ -156,7 +159,7 @@ class TestPromise:
         ]
         assert parts[0].data.valid.fingerprint() == parts[1].data.valid.fingerprint()
         other = plan_of(path, "trainer.seed=5", "data.test_fraction=0").data
-        again = read_for_model([str(path)], other.tokenizer, other.codec)
+        again = read_for_model([str(path)], other.tokenizer, other.codec).dataset
         rows = [list(again.ids).index(name) for name in other.valid.ids]
         assert again.subset(rows).fingerprint() == other.valid.fingerprint()
 

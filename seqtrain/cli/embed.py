@@ -1,14 +1,20 @@
 """`seqtrain embed`: the encoder's vectors for FASTA records."""
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
 from seqtrain.cli.startup import load_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from seqtrain.evaluation.embed import Embedding
 
 
 def embed(
@@ -23,6 +29,9 @@ def embed(
         int, typer.Option(help="0: the embedding; i: the i-th block; -1: what the head sees.")
     ] = -1,
     dtype: Annotated[str, typer.Option(help="float32 or float16, of what is written.")] = "float32",
+    window: options.Window = None,
+    overlap: options.Overlap = None,
+    overlong: options.Overlong = None,
     on_error: options.OnError = "fail",
     overwrite: options.Overwrite = False,
     batch_size: options.BatchSize = None,
@@ -30,8 +39,7 @@ def embed(
     quiet: options.Quiet = False,
 ) -> None:
     """Write a vector for every record, or residue; rows keep the order of the input."""
-    if on_error not in ("fail", "skip"):
-        raise typer.BadParameter("--on-error takes fail or skip.")
+    options.check_on_error(on_error)
     load_torch()
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.data.outputs import Output, check_outputs
@@ -42,6 +50,8 @@ def embed(
         embed_records,
         write_embeddings,
     )
+    from seqtrain.evaluation.predict import length_rule
+    from seqtrain.evaluation.windows import Windows
     from seqtrain.export.bundle import open_run
     from seqtrain.training.device import choose_device
 
@@ -50,7 +60,9 @@ def embed(
     check_outputs(written, [run, *fasta], overwrite=overwrite)
     if dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype takes {' or '.join(DTYPES)}.")
+    windows = Windows.of(window, overlap)
     loaded = open_run(run)
+    lengths = length_rule(loaded, overlong, windows)
     budget = batch_size or loaded.config.batching.max_tokens
     assert budget is not None
     progress = Progress(fasta, quiet)
@@ -64,8 +76,19 @@ def embed(
         layer=layer,
         dtype=dtype,
         on_error=on_error,
+        windows=windows,
+        lengths=lengths,
     )
-    told = progress.count(embeddings)
+    counts: Counter[str] = Counter()
+    told = _tally(progress.count(embeddings), counts)
     number = write_embeddings(output, told, per_residue=per_residue, dtype=dtype)
     if not quiet:
+        options.say_left_out(lengths, counts, number, number - counts["ok"], "have no vector")
         print(f"{number:,} records written to {output}", file=sys.stderr)
+
+
+def _tally(embeddings: "Iterable[Embedding]", counts: Counter[str]) -> "Iterator[Embedding]":
+    for embedding in embeddings:
+        counts.update(embedding.warnings)
+        counts["ok"] += embedding.status == "ok"
+        yield embedding

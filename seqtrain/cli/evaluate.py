@@ -1,5 +1,7 @@
 """`seqtrain eval`: score a trained model on labelled FASTA."""
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +11,14 @@ from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
+
+    from seqtrain.data.fasta import Reject
+    from seqtrain.data.for_model import LabelledRecords
+    from seqtrain.data.lengths import LengthRule
+    from seqtrain.training.checkpoint import LoadedRun
 
 
 def evaluate(
@@ -25,19 +34,27 @@ def evaluate(
         ),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
+    overlong: options.Overlong = None,
     uncalibrated: options.Uncalibrated = False,
+    warnings: options.Warnings = False,
+    on_error: options.OnError = "fail",
     overwrite: options.Overwrite = False,
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
 ) -> None:
     """Score a trained model: metrics with 95 % intervals, by length, beside baselines."""
+    options.check_on_error(on_error)
     load_torch()
+    from seqtrain.data.for_model import read_for_model
     from seqtrain.data.labels import is_regression
     from seqtrain.data.outputs import Output, check_outputs, write_report
     from seqtrain.data.own_files import is_prediction_table, is_report
-    from seqtrain.data.prepare import read_for_model
+    from seqtrain.evaluation.predict import length_rule
     from seqtrain.evaluation.runs import evaluate_run, write_outputs
+    from seqtrain.evaluation.windows import Windows
     from seqtrain.evaluation.writing import check_format
     from seqtrain.export.bundle import open_run, read_training_part
     from seqtrain.reporting import stdout_console, to_json
@@ -54,34 +71,97 @@ def evaluate(
         [run, *fasta, *(labels or [])],
         overwrite=overwrite,
     )
+    windows = Windows.of(window, overlap)
     loaded = open_run(run, calibrated=not uncalibrated)
+    lengths = length_rule(loaded, overlong, windows)
     loaded.model.to(choose_device(device))
-    dataset = read_for_model(
+    records = read_for_model(
         fasta,
         loaded.tokenizer,
         loaded.codec,
         labels=labels or (),
         label_column=label_column or loaded.config.data.label_column,
         id_column=id_column or loaded.config.data.id_column,
-        max_length=loaded.config.data.max_length,
-        overlong=loaded.config.data.overlong,
+        lengths=lengths,
+        on_error=on_error,
     )
-    training = read_training_part(run)
-    scored, outputs = evaluate_run(loaded, dataset, training, max_tokens=batch_size)
+    if not quiet:
+        _say_what_was_read(records, lengths, loaded.codec.task)
+    dataset, training = records.dataset, read_training_part(run)
+    scored, outputs = evaluate_run(
+        loaded, dataset, training, max_tokens=batch_size, windows=windows
+    )
     if output is not None:
-        write_outputs(output, outputs, dataset, loaded)
+        write_outputs(
+            output,
+            outputs,
+            dataset,
+            loaded,
+            rows=records.rows(),
+            kept=records.kept,
+            warnings=_row_warnings(records, loaded) if warnings else None,
+            lengths=lengths,
+            windows=windows,
+        )
     words, error = calibration_words([loaded.calibration]), None
     if not is_regression(loaded.codec.task):
         assert dataset.targets is not None
         error = calibration_error(loaded.codec.task, outputs.values, dataset.targets)
     if json is not None:
-        found = {**scored.to_dict(), "probabilities": words, "calibration_error": error}
+        found = {
+            **scored.to_dict(),
+            "num_records": records.total,
+            "left_out": records.reasons(),
+            "truncated": len(records.truncated),
+            "labels": records.label_source,
+            "probabilities": words,
+            "calibration_error": error,
+        }
         write_report(json, to_json(found, indent=1) + "\n")
-    if not quiet:
-        print_evaluation(stdout_console(), scored.to_dict(), ", ".join(fasta))
-        if error is not None:
-            said = f"probabilities: {words}; expected calibration error {error:.3g}"
-            stdout_console().print(said, markup=False, soft_wrap=True)
+    if json is not None and _is_stdout(json):
+        return
+    title = ", ".join(fasta)
+    if records.rejects:
+        reasons = ", ".join(f"{number:,} {name}" for name, number in records.reasons().items())
+        title += f", {reasons} of {records.total:,} records left out"
+    if records.truncated:
+        title += f", {len(records.truncated):,} cut to {lengths.max_length} residues"
+    print_evaluation(stdout_console(), scored.to_dict(), title)
+    if error is not None:
+        said = f"probabilities: {words}; expected calibration error {error:.3g}"
+        stdout_console().print(said, markup=False, soft_wrap=True)
+
+
+def _is_stdout(path: Path) -> bool:
+    """Whether a file is standard output, as ``/dev/stdout`` is: one reader wants one form."""
+    return path.exists() and not path.is_file() and os.path.samestat(path.stat(), os.fstat(1))
+
+
+def _say_what_was_read(records: "LabelledRecords", lengths: "LengthRule", task: str) -> None:
+    print(f"task: {task}, that of the model", file=sys.stderr)
+    if records.label_source:
+        print(f"labels: {records.label_source}", file=sys.stderr)
+    missing = len(records.rejects)
+    options.say_left_out(lengths, records.counts, records.total, missing, "are not scored")
+
+
+def _row_warnings(
+    records: "LabelledRecords", loaded: "LoadedRun"
+) -> "Callable[[int | Reject], tuple[str, ...]]":
+    """What the column ``warning`` says of each row, as in a table of `predict`."""
+    from seqtrain.data.lengths import TRUNCATED
+    from seqtrain.evaluation.applicability import TrainingRange
+
+    known, sequences = TrainingRange.from_report(loaded.data), records.records.sequences
+    tokens = [sequences.residues(i) for i in range(len(sequences))]
+    unlike = known.warnings(tokens, loaded.tokenizer) if known else [()] * len(tokens)
+
+    def warnings(row: "int | Reject") -> tuple[str, ...]:
+        if not isinstance(row, int):
+            return records.warnings_of(row)
+        return unlike[row] + (TRUNCATED,) * (sequences.ids[row] in records.truncated)
+
+    return warnings
 
 
 def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> None:

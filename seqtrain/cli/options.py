@@ -1,12 +1,16 @@
 """Options that several verbs share."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from seqtrain.config import RunConfig
+    from seqtrain.data.lengths import LengthRule
 
 TrainFiles = Annotated[
     list[str] | None,
@@ -63,6 +67,58 @@ Uncalibrated = Annotated[
 OnError = Annotated[
     str, typer.Option("--on-error", help="fail, or skip: say in `status` what is wrong.")
 ]
+Overlong = Annotated[
+    str | None,
+    typer.Option(
+        "--overlong",
+        metavar="error|truncate|skip|whole",
+        help="Records longer than data.max_length of the training; as there if not given.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option("--window", min=1, help="Read longer records in windows of so many residues."),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option("--overlap", min=0, help="Of windows; a quarter of one if not given."),
+]
+Warnings = Annotated[
+    bool,
+    typer.Option(
+        "--warnings", help="A column on what makes a record unlike those of the training."
+    ),
+]
+
+
+def check_on_error(value: str) -> None:
+    """Refuse another policy than the two that there are.
+
+    Raises:
+        typer.BadParameter: says them.
+    """
+    if value not in ("fail", "skip"):
+        raise typer.BadParameter("--on-error takes fail or skip.")
+
+
+def say_left_out(
+    lengths: "LengthRule", counts: "Mapping[str, int]", total: int, missing: int, fate: str
+) -> None:
+    """Warn of records that were cut, left out for their length, or could not be used.
+
+    Args:
+        lengths: How over-long records are read.
+        counts: How many records got each warning.
+        total: Records of the input.
+        missing: How many of them have no result, whatever the reason.
+        fate: What became of these, for instance ``have no prediction``.
+    """
+    for sentence in lengths.sentences(counts, total):
+        print(f"warning: {sentence}", file=sys.stderr)
+    bad = missing - counts.get("left out", 0)
+    if bad > 0:
+        print(f"warning: {bad:,} of {total:,} records cannot be used and {fate}", file=sys.stderr)
+
 
 Overwrite = Annotated[
     bool,

@@ -18,6 +18,7 @@ from seqtrain.cli.startup import load_torch
 
 if TYPE_CHECKING:
     from seqtrain.data.fasta import Record, Reject
+    from seqtrain.data.lengths import LengthRule
     from seqtrain.evaluation.predict import Predictor
     from seqtrain.evaluation.tables import Table
     from seqtrain.evaluation.windows import Windows
@@ -48,21 +49,11 @@ def predict(
         int | None,
         typer.Option("--top-k", min=1, help="Only so many classes, the most probable first."),
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option("--window", min=1, help="Read longer records in windows of so many residues."),
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option("--overlap", min=0, help="Of windows; a quarter of one if not given."),
-    ] = None,
+    window: options.Window = None,
+    overlap: options.Overlap = None,
+    overlong: options.Overlong = None,
     uncalibrated: options.Uncalibrated = False,
-    warnings: Annotated[
-        bool,
-        typer.Option(
-            "--warnings", help="A column on what makes a record unlike those of the training."
-        ),
-    ] = False,
+    warnings: options.Warnings = False,
     on_error: options.OnError = "fail",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted .tsv or .jsonl.")
@@ -81,8 +72,7 @@ def predict(
     quiet: options.Quiet = False,
 ) -> None:
     """Predict for every record; rows keep the order and the number of the input."""
-    if on_error not in ("fail", "skip"):
-        raise typer.BadParameter("--on-error takes fail or skip.")
+    options.check_on_error(on_error)
     if resume and output is None:
         raise typer.BadParameter("--resume needs --output: the table to go on with.")
     devices = device.split(",")
@@ -92,6 +82,7 @@ def predict(
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.data.outputs import Output, check_outputs
     from seqtrain.data.own_files import is_prediction_table
+    from seqtrain.evaluation.predict import length_rule
     from seqtrain.evaluation.windows import Windows
     from seqtrain.evaluation.writing import check_format, read_begun, skip_written, write_rows
 
@@ -102,13 +93,19 @@ def predict(
     check_outputs([Output("--output", output, is_prediction_table)], read, overwrite=overwrite)
     _check_devices(devices)
     members = _open([run, *(ensemble or [])], uncalibrated)
-    table = _table(members, top_k, windows, warnings)
+    lengths = length_rule(members[0], overlong, windows)
+    table = _table(members, top_k, windows, warnings, lengths)
     progress = Progress(fasta, quiet)
     entries, done = progress.watch(scan_fasta(fasta)), 0
     resume = resume and output is not None and read_begun(output, table)
     if resume and output is not None:
         done, entries = skip_written(entries, output)
-    settings = {"max_tokens": batch_size, "on_error": on_error, "windows": windows}
+    settings = {
+        "max_tokens": batch_size,
+        "on_error": on_error,
+        "windows": windows,
+        "overlong": overlong,
+    }
     devices = devices * workers
     if len(devices) == 1:
         answers = _answers(_predictor(members, devices[0], settings), table, entries)
@@ -124,7 +121,7 @@ def predict(
             _say_how_to_go_on(output, done + progress.rows)
             raise typer.Exit(130) from None
     if not quiet:
-        _report(members[0], counts, number)
+        _report(members[0], lengths, counts, number)
         if output is not None:
             print(f"{done + number:,} predictions written to {output}", file=sys.stderr)
 
@@ -146,7 +143,11 @@ def _open(runs: Sequence[Path], uncalibrated: bool) -> "list[LoadedRun]":
 
 
 def _table(
-    members: "list[LoadedRun]", top_k: int | None, windows: "Windows | None", warnings: bool
+    members: "list[LoadedRun]",
+    top_k: int | None,
+    windows: "Windows | None",
+    warnings: bool,
+    lengths: "LengthRule",
 ) -> "Table":
     from seqtrain.evaluation.predict import fingerprint
     from seqtrain.evaluation.tables import Table
@@ -160,6 +161,7 @@ def _table(
         windows,
         warnings,
         model=fingerprint(members),
+        lengths=lengths,
     )
 
 
@@ -194,8 +196,8 @@ def _shared_out(
     start: "Callable[[str], Callable[[list[Record | Reject]], list[Answer]]]",
     devices: Sequence[str],
 ) -> "Iterator[Answer]":
+    from seqtrain.evaluation.chunks import SHARED_RECORDS, SHARED_RESIDUES, in_chunks
     from seqtrain.evaluation.parallel import in_processes
-    from seqtrain.evaluation.predict import SHARED_RECORDS, SHARED_RESIDUES, in_chunks
 
     chunks = in_chunks(entries, SHARED_RECORDS, SHARED_RESIDUES)
     for answers in in_processes(chunks, start, devices):
@@ -232,12 +234,11 @@ def _say_how_to_go_on(output: Path | None, rows: int) -> None:
     print(f"{said}.", file=sys.stderr)
 
 
-def _report(loaded: "LoadedRun", counts: Counter[str], number: int) -> None:
+def _report(loaded: "LoadedRun", lengths: "LengthRule", counts: Counter[str], number: int) -> None:
     """What there is to say of all records together."""
     from seqtrain.evaluation.applicability import TrainingRange
 
-    if counts["ok"] < number:
-        print(f"warning: {number - counts['ok']:,} records have no prediction", file=sys.stderr)
+    options.say_left_out(lengths, counts, number, number - counts["ok"], "have no prediction")
     known = TrainingRange.from_report(loaded.data)
     if known is not None:
         alphabet = loaded.tokenizer.alphabet.name

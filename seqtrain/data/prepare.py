@@ -11,7 +11,6 @@ from jaxtyping import Shaped
 from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import refuse_repeats
-from seqtrain.data.files import shown
 from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_datasets
 from seqtrain.data.label_table import LabelTable, header_splits
 from seqtrain.data.labels import LabelCodec, infer_task
@@ -21,15 +20,12 @@ from seqtrain.data.reading import read_tokenized
 from seqtrain.data.report import data_report
 from seqtrain.data.splits import SPLITS
 from seqtrain.data.store import is_store
-from seqtrain.data.tokenized import Headers, Tokenized, ids_of, looks_like, tokenize_fasta
+from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, LabelError
 
 MOST_LONE_CLASSES = 20
 """Up to so many training records may each be a class of their own."""
-
-FEW_LETTERS = 1000
-"""Fewer letters than this do not show that sequences are of another alphabet."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,7 @@ def _divided(
     if codec.task == "mlm":
         for name, part in divided.items():
             if len(part):
-                _check_letters(part, tokenizer, f"the {name} part")
+                check_letters(part, tokenizer, f"the {name} part")
         hide = Corruption.for_evaluation(tokenizer)
         divided |= {name: hide(divided[name]) for name in ("valid", "test")}
     return divided
@@ -230,61 +226,15 @@ def _fit(
     return codec
 
 
-def _check_letters(part: SequenceDataset, tokenizer: Tokenizer, what: str) -> None:
-    """Refuse records in which mlm finds nothing to hide."""
+def check_letters(part: SequenceDataset, tokenizer: Tokenizer, what: str) -> None:
+    """Refuse records in which mlm finds nothing to hide.
+
+    Raises:
+        DataError: They hold none of the alphabet's letters.
+    """
     alphabet = tokenizer.alphabet
     if not count_letters(part, len(alphabet.letters)).any():
         raise DataError(
             f"{what} holds no letter to hide: expected some of {alphabet.letters}, found none but "
             f"{alphabet.unknown} and the like."
         )
-
-
-def read_for_model(
-    paths: Sequence[str],
-    tokenizer: Tokenizer,
-    codec: LabelCodec,
-    *,
-    labels: Sequence[str] = (),
-    id_column: str | None = None,
-    label_column: str | None = None,
-    max_length: int | None = None,
-    overlong: str = "error",
-) -> SequenceDataset:
-    """Labelled records in input order, as a trained model takes them.
-
-    Those of mlm have no labels, and some of their residues hidden: the same ones for every model.
-
-    Args:
-        paths: FASTA files; ``-`` is standard input.
-        tokenizer: The model's.
-        codec: The model's.
-        labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
-        id_column: Column of ids; none: found by name.
-        label_column: Column, or header key, of labels; none: found by name.
-        max_length: Longest sequence in residues; none: no limit.
-        overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
-
-    Raises:
-        FastaError: A file or some of its records cannot be used.
-        LabelError: Labels are missing, or are none that the model knows.
-        DataError: The sequences are of another alphabet than the model's.
-        ConfigError: Labels are given where the model's task has none.
-    """
-    if codec.task == "mlm":
-        refuse_labels(labels=labels, id_column=id_column, label_column=label_column)
-    refuse_repeats([*paths, *labels])
-    data, _ = tokenize_fasta(paths, lambda _: tokenizer, max_length, overlong)
-    looks, num_letters = looks_like(data.letters), len(data.sequences.tokens)
-    if tokenizer.alphabet.name == "protein" != looks and num_letters > FEW_LETTERS:
-        raise DataError(
-            f"{', '.join(map(shown, paths))}: the sequences look like {looks}; the model was "
-            "trained on protein sequences."
-        )
-    if codec.task == "mlm":
-        _check_letters(data.sequences, tokenizer, ", ".join(map(shown, paths)))
-        return Corruption.for_evaluation(tokenizer)(data.sequences)
-    headers = Headers([data])
-    table = join_labels(headers, labels, id_column=id_column, label_column=label_column)
-    check_labels(headers, table, codec.task)
-    return to_datasets([data], table, codec)[0]

@@ -170,6 +170,22 @@ def tokenize_fasta(
         ConfigError: ``overlong`` is something else.
         OSError: The folder has no room.
     """
+    data, tokenizer, rejects = scan_tokens(paths, make_tokenizer, folder)
+    hint = alphabet_hint(data.letters, tokenizer)
+    return limit([data], max_length, overlong, rejects, hint)[0], tokenizer
+
+
+def scan_tokens(
+    paths: Sequence[str],
+    make_tokenizer: Callable[[Mapping[str, int]], Tokenizer],
+    folder: Path | None = None,
+) -> tuple[Tokenized, Tokenizer, list[Reject]]:
+    """As :func:`tokenize_fasta`, with the records that cannot be used beside the others.
+
+    Raises:
+        FastaError: A file cannot be used.
+        OSError: The folder has no room.
+    """
     numbers = {str(path): number for number, path in enumerate(paths)}
     columns, rejects = _Columns(folder), []
     for item in scan_fasta(paths):
@@ -190,8 +206,9 @@ def tokenize_fasta(
         whole=np.diff(tokens[1]),
     )
     rejects += [reject(found.header(i), reason) for i, reason in bad.items()]
-    hint = _alphabet_hint(letters, tokenizer)
-    return limit([found], max_length, overlong, rejects, hint)[0], tokenizer
+    if bad:
+        found = found.take(np.setdiff1d(np.arange(len(found)), list(bad)))
+    return found, tokenizer, rejects
 
 
 def _translate(
@@ -248,7 +265,7 @@ def limit(
         raise FastaError(reject_message(sorted(bad, key=lambda each: order[each.source])) + hint)
     if max_length is None or overlong == "error":
         return list(pieces)
-    shorten = _truncate if overlong == "truncate" else _leave_out
+    shorten = truncate if overlong == "truncate" else _leave_out
     limited = [shorten(piece, max_length) for piece in pieces]
     if not any(map(len, limited)):
         skipped = [told for piece in limited for told in piece.skipped]
@@ -262,7 +279,8 @@ def _too_long(data: Tokenized, max_length: int, fix: str = "") -> list[Reject]:
     return [reject(data.header(i), f"{data.whole[i]} {reason}") for i in long]
 
 
-def _truncate(data: Tokenized, max_length: int) -> Tokenized:
+def truncate(data: Tokenized, max_length: int) -> Tokenized:
+    """The records, those of more than ``max_length`` tokens cut to it and named."""
     long = np.flatnonzero(data.whole > max_length).tolist()
     if not long:
         return data
@@ -307,7 +325,8 @@ def looks_like(letters: Mapping[str, int]) -> str:
     return detect_alphabet(letters).name if any(map(str.isalpha, letters)) else PROTEIN.name
 
 
-def _alphabet_hint(letters: Mapping[str, int], tokenizer: Tokenizer) -> str:
+def alphabet_hint(letters: Mapping[str, int], tokenizer: Tokenizer) -> str:
+    """A sentence that the letters look like those of another alphabet; empty if they do not."""
     looks, name = looks_like(letters), tokenizer.alphabet.name
     if not letters or "protein" not in (looks, name) or looks == name:
         return ""

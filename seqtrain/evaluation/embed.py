@@ -15,9 +15,12 @@ from seqtrain.data.batching import collate, plan_batches
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.files import check_place, shown, whole_file
+from seqtrain.data.lengths import LengthRule
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
-from seqtrain.evaluation.predict import NOT_FINITE, read_chunks
+from seqtrain.evaluation.chunks import read_chunks
+from seqtrain.evaluation.predict import NOT_FINITE
+from seqtrain.evaluation.windows import Windows
 from seqtrain.masking import masked_max, masked_mean, zero_padding
 from seqtrain.nn.encoders import Encoder
 from seqtrain.nn.layout import Layout, padded_layout
@@ -44,6 +47,8 @@ class Embedding:
     """``ok``, or why there is no vector."""
     values: np.ndarray | None
     """``(C,)``, or per residue ``(length, C)``; None unless ok."""
+    warnings: tuple[str, ...] = ()
+    """``truncated`` or ``left out`` where the record is too long for the model."""
 
 
 def hidden_states(encoder: Encoder, tokens: Tensor, layout: Layout, layer: int = -1) -> Tensor:
@@ -83,6 +88,8 @@ def embed_records(
     layer: int = -1,
     dtype: str = "float32",
     on_error: str = "fail",
+    windows: Windows | None = None,
+    lengths: LengthRule | None = None,
 ) -> Iterator[Embedding]:
     """One embedding per entry, in order, in constant memory.
 
@@ -95,7 +102,10 @@ def embed_records(
         pooling: ``mean`` or ``max`` over the real residues.
         layer: As in :func:`hidden_states`.
         dtype: ``float32`` or ``float16``, of what comes out; computed in float32.
-        on_error: As in ``predict_records``.
+        on_error: As in ``Predictor``.
+        windows: How long records are cut; vectors of residues are stitched as in ``Windows``, and
+            pooled when they are. None reads each record in one piece.
+        lengths: How over-long records are read; none: as they are.
 
     Raises:
         ConfigError: There is no such layer, pooling or dtype.
@@ -106,23 +116,52 @@ def embed_records(
         if value not in choices:
             raise ConfigError(f"--{name}: expected one of {', '.join(choices)}, found {value!r}.")
     width: int = model.encoder.embed_dim  # type: ignore[assignment]
-    most = max(1, CHUNK_NUMBERS // width) if per_residue else None
-    for read, tokens in read_chunks(entries, tokenizer, on_error, most):
-        found = iter(_vectors(model, tokens, max_tokens, per_residue, pooling, layer))
-        for entry in read:
+    by_residue = per_residue or windows is not None
+    most = max(1, CHUNK_NUMBERS // width) if by_residue else None
+    for chunk in read_chunks(entries, tokenizer, on_error, lengths or LengthRule(), most):
+        if windows is None:
+            vectors = _vectors(model, chunk.tokens, max_tokens, per_residue, pooling, layer)
+        else:
+            stitched = _stitched(model, chunk.tokens, max_tokens, windows, layer)
+            vectors = [(v if per_residue else _pooled(v, pooling), len(v)) for v in stitched]
+        found = iter(vectors)
+        for entry, warned in zip(chunk.read, chunk.warnings, strict=True):
             if isinstance(entry, Reject):
-                yield Embedding(entry.id, 0, entry.reason, None)
+                yield Embedding(entry.id, 0, entry.reason, None, warned)
                 continue
             values, length = next(found)
             with np.errstate(over="ignore"):
                 cast = values.astype(DTYPES[dtype])
             if np.isfinite(cast).all():
-                yield Embedding(entry.id, length, "ok", cast)
+                yield Embedding(entry.id, length, "ok", cast, warned)
                 continue
             wrong = NOT_FINITE if dtype == "float32" else f"{NOT_FINITE}, or those of {dtype}"
             if on_error == "fail":
                 raise DataError(f"{shown(entry.source)}, record {entry.id!r}: {wrong}")
             yield Embedding(entry.id, length, wrong, None)
+
+
+def _stitched(
+    model: SequenceModel,
+    tokens: list[np.ndarray],
+    max_tokens: int,
+    windows: Windows,
+    layer: int,
+) -> list[np.ndarray]:
+    """Vectors of the residues of each record, read in windows."""
+    pieces = [piece for record in tokens for piece in windows.cut(record)]
+    found = iter(_vectors(model, pieces, max_tokens, True, "mean", layer))
+    return [
+        windows.stitch([next(found)[0] for _ in windows.starts(len(record))], len(record))
+        for record in tokens
+    ]
+
+
+def _pooled(states: np.ndarray, pooling: str) -> np.ndarray:
+    """One vector of those of all residues."""
+    if pooling == "max":
+        return np.asarray(states.max(axis=0))
+    return np.asarray(states.mean(axis=0, dtype=np.float64))
 
 
 @torch.inference_mode()

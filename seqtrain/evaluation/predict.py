@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.fasta import Record, Reject, reject_message
+from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.files import shown
 from seqtrain.data.labels import LabelCodec, is_residue
-from seqtrain.data.tokenized import letter_counts, looks_like
+from seqtrain.data.lengths import LengthRule
 from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import ConfigError, DataError, FastaError
+from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.applicability import TrainingRange
+from seqtrain.evaluation.chunks import Chunk, letters_read, read_chunks
 from seqtrain.evaluation.windows import Windows
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.checkpoint import LoadedRun
@@ -22,12 +23,7 @@ from seqtrain.training.device import choose_precision
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import predict_outputs
 
-CHUNK_RECORDS = 4096
-CHUNK_RESIDUES = 4_000_000
-
-# What one of several processes gets at a time: enough to fill batches, little enough to share well.
-SHARED_RECORDS = 1024
-SHARED_RESIDUES = 500_000
+_WHOLE = LengthRule()
 
 NOT_FINITE = (
     "the model's output is not finite. Its file is damaged (`seqtrain info --verify` tells of a "
@@ -54,7 +50,7 @@ class Prediction:
     """What each model of an ensemble says; ``values`` is their mean. Empty for a single one."""
     warnings: tuple[str, ...] = ()
     """In what the record is unlike those of the training: ``alphabet``, ``length``,
-    ``composition``."""
+    ``composition``; and ``truncated`` or ``left out`` where it is too long for the model."""
 
     @property
     def spread(self) -> np.ndarray | None:
@@ -83,6 +79,8 @@ class Predictor:
     """How long records are cut; None reads each in one piece."""
     trained_on: TrainingRange | None = None
     """What records are held against for ``Prediction.warnings``; None: there are no warnings."""
+    lengths: LengthRule = _WHOLE
+    """How over-long records are read where there are no windows."""
 
     @classmethod
     def of(
@@ -93,8 +91,13 @@ class Predictor:
         max_tokens: int | None = None,
         on_error: str = "fail",
         windows: Windows | None = None,
+        overlong: str | None = None,
     ) -> "Predictor":
-        """Trained models on a device; ``max_tokens`` as in training when not given."""
+        """Trained models on a device; ``max_tokens`` and ``overlong`` as in training if not given.
+
+        Raises:
+            ConfigError: ``overlong`` is not known, or does not apply.
+        """
         first = members[0]
         budget = max_tokens or first.config.batching.max_tokens
         assert budget is not None, "the budget is chosen before training"
@@ -108,6 +111,7 @@ class Predictor:
             on_error,
             windows,
             TrainingRange.from_report(first.data),
+            length_rule(first, overlong, windows),
         )
 
     def __call__(self, entries: Iterator[Record | Reject]) -> Iterator[Prediction]:
@@ -120,31 +124,33 @@ class Predictor:
             FastaError: a record cannot be used and ``on_error`` is ``fail``.
             DataError: an output is not finite, likewise.
         """
-        for read, tokens in read_chunks(entries, self.tokenizer, self.on_error):
-            yield from self._chunk(read, tokens)
+        for chunk in read_chunks(entries, self.tokenizer, self.on_error, self.lengths):
+            yield from self._chunk(chunk)
 
-    def _chunk(self, read: list[Record | Reject], tokens: list[np.ndarray]) -> Iterator[Prediction]:
+    def _chunk(self, chunk: Chunk) -> Iterator[Prediction]:
+        tokens = chunk.tokens
         said = [self._values(model, tokens) for model in self.models]
         warnings = self.trained_on.warnings(tokens, self.tokenizer) if self.trained_on else None
         by_letter = is_residue(self.codec.task)
         number = 0
-        for entry in read:
+        for entry, warned in zip(chunk.read, chunk.warnings, strict=True):
             if isinstance(entry, Reject):
-                yield Prediction(entry.id, 0, entry.reason, None, None)
+                yield Prediction(entry.id, 0, entry.reason, None, None, warnings=warned)
                 continue
             members = tuple(values[number] for values in said)
+            length = len(tokens[number])
             if not all(np.isfinite(values).all() for values in members):
-                yield Prediction(entry.id, len(tokens[number]), self._refuse(entry), None, None)
+                yield Prediction(entry.id, length, self._refuse(entry), None, None)
                 number += 1
                 continue
             yield Prediction(
                 entry.id,
-                len(tokens[number]),
+                length,
                 "ok",
                 members[0] if len(members) == 1 else _mean(members),
-                self.tokenizer.keep(entry.sequence) if by_letter else None,
+                letters_read(self.tokenizer, entry.sequence, length) if by_letter else None,
                 members if len(members) > 1 else (),
-                warnings[number] if warnings else (),
+                (*(warnings[number] if warnings else ()), *warned),
             )
             number += 1
 
@@ -156,37 +162,77 @@ class Predictor:
 
     def _values(self, model: SequenceModel, tokens: list[np.ndarray]) -> list[np.ndarray]:
         """What one model says of each record."""
-        if not tokens:
-            return []
-        pieces = tokens
-        counts = [1] * len(tokens)
-        if self.windows is not None:
-            counts = [len(self.windows.starts(len(record))) for record in tokens]
-            pieces = [piece for record in tokens for piece in self.windows.cut(record)]
-        dataset = SequenceDataset.from_lists([""] * len(pieces), pieces)
-        values = predict_outputs(
-            model,
-            dataset,
-            Objective(self.codec.task),
-            max_tokens=self.max_tokens,
-            precision=self.precision,
-        ).values
-        whole = np.arange(len(pieces) + 1)
-        bounds = dataset.offsets if is_residue(self.codec.task) else whole
-        ends = np.cumsum([0, *counts])
-        return [
-            self._join([values[bounds[i] : bounds[i + 1]] for i in range(begin, end)], len(record))
-            for begin, end, record in zip(ends[:-1], ends[1:], tokens, strict=True)
-        ]
+        return record_values(
+            model, self.codec.task, tokens, self.windows, self.max_tokens, self.precision
+        )
 
-    def _join(self, parts: list[np.ndarray], length: int) -> np.ndarray:
+
+def record_values(
+    model: SequenceModel,
+    task: str,
+    tokens: Sequence[np.ndarray],
+    windows: Windows | None,
+    max_tokens: int,
+    precision: torch.dtype = torch.float32,
+) -> list[np.ndarray]:
+    """The readout of each record, as in ``Prediction.values``.
+
+    Args:
+        model: In evaluation mode.
+        task: What is predicted.
+        tokens: Of each record.
+        windows: How long records are cut; None: each is one piece.
+        max_tokens: Padded positions per batch.
+        precision: Of matrix products.
+    """
+    if not tokens:
+        return []
+    pieces = list(tokens)
+    counts = [1] * len(tokens)
+    if windows is not None:
+        counts = [len(windows.starts(len(record))) for record in tokens]
+        pieces = [piece for record in tokens for piece in windows.cut(record)]
+    dataset = SequenceDataset.from_lists([""] * len(pieces), pieces)
+    values = predict_outputs(
+        model, dataset, Objective(task), max_tokens=max_tokens, precision=precision
+    ).values
+    bounds = dataset.offsets if is_residue(task) else np.arange(len(pieces) + 1)
+    ends = np.cumsum([0, *counts]).tolist()
+
+    def join(begin: int, end: int, length: int) -> np.ndarray:
         """One result of a record's windows, which are all equally long."""
-        if is_residue(self.codec.task):
-            assert self.windows is not None or len(parts) == 1
-            return self.windows.stitch(parts, length) if self.windows else parts[0]
+        parts = [values[bounds[i] : bounds[i + 1]] for i in range(begin, end)]
+        if is_residue(task):
+            return windows.stitch(parts, length) if windows else parts[0]
         if len(parts) == 1:
             return np.asarray(parts[0][0])
         return np.asarray(np.concatenate(parts).mean(axis=0, dtype=np.float32))
+
+    return [
+        join(begin, end, len(record))
+        for begin, end, record in zip(ends[:-1], ends[1:], tokens, strict=True)
+    ]
+
+
+def length_rule(loaded: LoadedRun, overlong: str | None, windows: Windows | None) -> LengthRule:
+    """How a model reads over-long records: as in training unless the user says otherwise.
+
+    Windows read long records in pieces, so that none is too long.
+
+    Raises:
+        ConfigError: ``overlong`` is not known, or does not apply.
+    """
+    data = loaded.config.data
+    if windows is not None and overlong is not None:
+        raise ConfigError(
+            f"--overlong {overlong}: --window {windows.size} reads long records in windows. Leave "
+            "one of the two out."
+        )
+    if windows is not None:
+        return LengthRule()
+    if overlong is None:
+        return LengthRule.of_training(data.max_length, data.overlong)
+    return LengthRule(data.max_length, overlong)
 
 
 def _mean(members: Sequence[np.ndarray]) -> np.ndarray:
@@ -227,66 +273,3 @@ def fingerprint(members: Sequence[LoadedRun]) -> str:
             digest.update(array.tobytes())
         digest.update(repr(run.calibration and run.calibration.temperature).encode())
     return digest.hexdigest()[:12]
-
-
-def read_chunks(
-    entries: Iterator[Record | Reject],
-    tokenizer: Tokenizer,
-    on_error: str,
-    most_residues: int | None = None,
-) -> Iterator[tuple[list[Record | Reject], list[np.ndarray]]]:
-    """Entries a few at a time, and the tokens of those among them that are still records.
-
-    Args:
-        entries: From ``scan_fasta``.
-        tokenizer: Records that it refuses become rejects.
-        on_error: ``fail`` or ``skip``.
-        most_residues: In a chunk; ``CHUNK_RESIDUES`` if not given.
-
-    Raises:
-        FastaError: a chunk holds a reject and ``on_error`` is ``fail``.
-    """
-    for chunk in in_chunks(entries, CHUNK_RECORDS, most_residues or CHUNK_RESIDUES):
-        tokens: list[np.ndarray] = []
-        rejects: list[Reject] = []
-        read: list[Record | Reject] = []
-        for entry in chunk:
-            if isinstance(entry, Record):
-                try:
-                    tokens.append(tokenizer.encode(entry.sequence))
-                except DataError as error:
-                    reason = str(error)
-                    entry = Reject(entry.id, reason, entry.source, entry.line, entry.index)
-            if isinstance(entry, Reject):
-                rejects.append(entry)
-            read.append(entry)
-        if rejects and on_error == "fail":
-            raise FastaError(
-                reject_message(rejects)
-                + _alphabet_hint(chunk, tokenizer)
-                + " Or use --on-error skip to go on without them."
-            )
-        yield read, tokens
-
-
-def _alphabet_hint(chunk: list[Record | Reject], tokenizer: Tokenizer) -> str:
-    records = [entry for entry in chunk if isinstance(entry, Record)]
-    looks, name = looks_like(letter_counts(records)), tokenizer.alphabet.name
-    is_other = records and "protein" in (looks, name) and looks != name
-    return f" The sequences look like {looks}; the model reads {name}." if is_other else ""
-
-
-def in_chunks(
-    entries: Iterator[Record | Reject], most_records: int, most_residues: int
-) -> Iterator[list[Record | Reject]]:
-    """Lists of entries, bounded in records and in residues."""
-    chunk: list[Record | Reject] = []
-    residues = 0
-    for entry in entries:
-        chunk.append(entry)
-        residues += len(entry.sequence) if isinstance(entry, Record) else 0
-        if len(chunk) >= most_records or residues >= most_residues:
-            yield chunk
-            chunk, residues = [], 0
-    if chunk:
-        yield chunk

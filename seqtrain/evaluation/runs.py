@@ -1,17 +1,21 @@
 """What a trained model says of labelled records: outputs, calibration, scores, tables."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.fasta import Reject
 from seqtrain.data.labels import is_regression, is_residue
 from seqtrain.errors import DataError
-from seqtrain.evaluation.predict import NOT_FINITE, Prediction
+from seqtrain.evaluation.predict import NOT_FINITE, Prediction, record_values
 from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate
 from seqtrain.evaluation.tables import Table
-from seqtrain.evaluation.writing import write_predictions
+from seqtrain.evaluation.windows import Windows
+from seqtrain.evaluation.writing import write_rows
 from seqtrain.training.calibration import (
     Calibration,
     as_trained,
@@ -66,6 +70,7 @@ def evaluate_run(
     training: TrainingPart | None,
     *,
     max_tokens: int | None = None,
+    windows: Windows | None = None,
 ) -> tuple[Evaluation, Outputs]:
     """Score a loaded model, on the device it is on, against a labelled dataset.
 
@@ -74,12 +79,16 @@ def evaluate_run(
         dataset: Labelled records under the same tokenizer and labels.
         training: For the baselines.
         max_tokens: Padded positions per batch; as in training when not given.
+        windows: How long records are cut; None: each is read in one piece.
 
     Raises:
         DataError: An output is not finite.
     """
     task = loaded.codec.task
-    outputs = _outputs(loaded, dataset, max_tokens)
+    if windows is None:
+        outputs = _outputs(loaded, dataset, max_tokens)
+    else:
+        outputs = _windowed_outputs(loaded, dataset, max_tokens, windows)
     _check_finite(outputs.values, dataset, task)
     losses = _regression_losses(loaded, dataset, outputs) if is_regression(task) else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
@@ -114,6 +123,25 @@ def _outputs(
     )
 
 
+def _windowed_outputs(
+    loaded: LoadedRun, dataset: SequenceDataset, max_tokens: int | None, windows: Windows
+) -> Outputs:
+    """The outputs of records read in windows, joined as those of `predict`."""
+    task, device = loaded.codec.task, next(loaded.model.parameters()).device
+    budget = max_tokens or loaded.config.batching.max_tokens
+    assert budget is not None
+    values = record_values(
+        loaded.model,
+        task,
+        [dataset.residues(i) for i in range(len(dataset))],
+        windows,
+        budget,
+        choose_precision(loaded.config.trainer.precision, device),
+    )
+    join = np.concatenate if is_residue(task) else np.stack
+    return Outputs(join(values), float("nan"))
+
+
 def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Outputs) -> np.ndarray:
     """Training loss of each record on scaled targets, and how many targets it is over, (N, 2)."""
     assert dataset.targets is not None
@@ -134,19 +162,58 @@ def _regression_losses(loaded: LoadedRun, dataset: SequenceDataset, outputs: Out
 
 
 def write_outputs(
-    path: Path, outputs: Outputs, dataset: SequenceDataset, loaded: LoadedRun
+    path: Path,
+    outputs: Outputs,
+    dataset: SequenceDataset,
+    loaded: LoadedRun,
+    *,
+    rows: Iterable[int | Reject] | None = None,
+    kept: Callable[[int], np.ndarray] | None = None,
+    warnings: Callable[[int | Reject], tuple[str, ...]] | None = None,
+    **form: Any,
 ) -> None:
-    """Write the outputs for a labelled dataset as a table, the truth in the last column."""
+    """Write the outputs for a labelled dataset as a table, the truth in the last column.
+
+    Args:
+        path: Of the table.
+        outputs: What the model says of ``dataset``.
+        dataset: Labelled records.
+        loaded: The model.
+        rows: A record of the dataset, or one that is not in it, for each row; none: the dataset.
+        kept: Which letters of a record were read, for residue tasks; none: all of them.
+        warnings: What to warn of in a row; none: there is no such column.
+        form: Further fields of the ``Table``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     bounds = dataset.offsets if dataset.per_residue else np.arange(len(dataset) + 1)
+    table = Table(
+        loaded.codec,
+        calibration_words([loaded.calibration]),
+        extra=("target",),
+        with_warnings=warnings is not None,
+        **form,
+    )
 
-    def one(i: int) -> Prediction:
-        values = outputs.values[bounds[i] : bounds[i + 1]]
+    def one(row: int | Reject) -> list[Any]:
+        warned = () if warnings is None else warnings(row)
+        if isinstance(row, Reject):
+            told = Prediction(row.id, 0, row.reason, None, None, warnings=warned)
+            return table.row(told, (None,))
+        values = outputs.values[bounds[row] : bounds[row + 1]]
         values = values if dataset.per_residue else np.asarray(values[0])
-        length = int(dataset.offsets[i + 1] - dataset.offsets[i])
-        return Prediction(dataset.ids[i], length, "ok", values, np.ones(length, dtype=bool))
+        length = int(dataset.offsets[row + 1] - dataset.offsets[row])
+        letters = np.ones(length, dtype=bool) if kept is None else kept(row)
+        told = Prediction(dataset.ids[row], length, "ok", values, letters, warnings=warned)
+        truth = loaded.codec.decode(dataset.target(row))
+        if dataset.per_residue and isinstance(truth, str):
+            truth = _by_letter(truth, letters, is_regression(table.codec.task))
+        return table.row(told, (truth,))
 
-    truth = ((loaded.codec.decode(dataset.target(i)),) for i in range(len(dataset)))
-    predictions = (one(i) for i in range(len(dataset)))
-    table = Table(loaded.codec, calibration_words([loaded.calibration]), extra=("target",))
-    write_predictions(path, predictions, table, truth)
+    write_rows(path, map(one, range(len(dataset)) if rows is None else rows), table)
+
+
+def _by_letter(labels: str, letters: np.ndarray, are_numbers: bool) -> str:
+    """Labels of the residues read, with ``-`` for the letters that were not."""
+    given = iter(labels.split(",") if are_numbers else labels)
+    found = [next(given) if read else "-" for read in letters.tolist()]
+    return ("," if are_numbers else "").join(found)

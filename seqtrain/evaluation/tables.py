@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from seqtrain.data.labels import LabelCodec, is_regression, is_residue
+from seqtrain.data.lengths import LengthRule
 from seqtrain.errors import ConfigError
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.windows import Windows
@@ -37,6 +38,8 @@ class Table:
     """Names of further columns, whose cells come beside the predictions."""
     model: str = ""
     """Fingerprint of what predicted."""
+    lengths: LengthRule | None = None
+    """How over-long records were read; None: as they are."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and not self.has_probabilities:
@@ -82,7 +85,7 @@ class Table:
         warning = [",".join(prediction.warnings)] if self.with_warnings else []
         if prediction.values is None:
             empty = len(self.kinds) - len(head) - len(warning) - len(self.extra)
-            return [*head, *([None] * empty), *([None] if warning else []), *extra]
+            return [*head, *([None] * empty), *(text or None for text in warning), *extra]
         return [*head, *self._answers(prediction), *warning, *extra]
 
     def _answers(self, prediction: Prediction) -> Iterator[Any]:
@@ -169,6 +172,8 @@ class Table:
             joined = "stitched half-way" if is_residue(self.codec.task) else "mean of all"
             size, overlap = self.windows.size, self.windows.overlap
             yield f"longer records in windows of {size}, overlapping by {overlap}, {joined}"
+        if self.lengths is not None and self.lengths.description:
+            yield self.lengths.description
         if self.with_warnings:
             yield "warning: in what the record is unlike those of the training"
         if self.model:

@@ -276,7 +276,9 @@ def _examples(loaded: LoadedRun) -> list[dict[str, Any]]:
 
 def _predict(loaded: LoadedRun, sequences: list[str]) -> list[np.ndarray]:
     records = (Record(f"example_{i}", "", s, "", i, i) for i, s in enumerate(sequences, 1))
-    predictor = Predictor.of([loaded], torch.device("cpu"), max_tokens=2 * _LONGEST_EXAMPLE)
+    predictor = Predictor.of(
+        [loaded], torch.device("cpu"), max_tokens=2 * _LONGEST_EXAMPLE, overlong="whole"
+    )
     return [np.asarray(prediction.values) for prediction in predictor(records)]
 
 

@@ -58,7 +58,7 @@ def check_parity(loaded: LoadedRun, run: Runner, fasta: Sequence[str]) -> Parity
         FastaError: A record cannot be used.
     """
     records = read_fasta(fasta)
-    expected = Predictor.of([loaded], torch.device("cpu"))(iter(records))
+    expected = Predictor.of([loaded], torch.device("cpu"), overlong="whole")(iter(records))
     ids = [record.id for record in records]
     tokens = [loaded.tokenizer.encode(record.sequence) for record in records]
     found = _run_all(run, SequenceDataset.from_lists(ids, tokens), loaded.codec)

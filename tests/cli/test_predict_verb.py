@@ -196,7 +196,7 @@ def test_records_unlike_the_training_are_warned_of_and_stay_ok(
     assert [row["status"] == "ok" for row in rows] == [True, True, True, False]
     assert "1 of 3 records (33.3%) do not look like protein" in said.stderr
     assert "1 of 3 records (33.3%) are of a length outside training (4 to 90)" in said.stderr
-    assert "1 records have no prediction" in said.stderr
+    assert "1 of 4 records cannot be used and have no prediction" in said.stderr
     plain = predict(runs[0], odd, "--on-error", "skip", "-o", tmp_path / "q.tsv")
     assert "do not look like protein" in plain.stderr
     assert "warning" not in read(tmp_path / "q.tsv")[0]
@@ -330,7 +330,7 @@ def test_several_processes_write_the_same_table(
 ) -> None:
     fasta = random_fasta(tmp_path / "x.fasta", [5, 60, 1, 33] * 20)
     fasta.write_text(fasta.read_text().replace(">r7\n", ">r7\n1"))
-    monkeypatch.setattr("seqtrain.evaluation.predict.SHARED_RECORDS", 7)
+    monkeypatch.setattr("seqtrain.evaluation.chunks.SHARED_RECORDS", 7)
     options = ["--ensemble", runs[1], "--warnings", "--window", "20", "--on-error", "skip"]
     one = predict(runs[0], fasta, *options, "-o", tmp_path / "one.jsonl")
     two = predict(runs[0], fasta, *options, "-o", tmp_path / "two.jsonl", "--workers", "2")

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from prepared_data import AMINO_ACIDS, Folder
 
-from seqtrain.data.prepare import PreparedData, prepare_data, read_for_model
+from seqtrain.data.for_model import read_for_model
+from seqtrain.data.lengths import LengthRule
+from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.errors import DataError, FastaError, LabelError
 
 
@@ -22,7 +24,7 @@ def trained(folder: Folder, alphabet: str = AMINO_ACIDS) -> PreparedData:
 def test_model_reads_a_file_as_training_read_it(folder):
     data = trained(folder)
     other, labels = folder.path / "train.fa", folder.path / "labels.tsv"
-    dataset = read_for_model([str(other)], data.tokenizer, data.codec, labels=[str(labels)])
+    dataset = read_for_model([str(other)], data.tokenizer, data.codec, labels=[str(labels)]).dataset
     assert list(dataset.ids) == list(data.ids)
     ids = list(dataset.ids)
     chosen = dataset.subset([ids.index(key) for key in data.train.ids])
@@ -32,7 +34,7 @@ def test_model_reads_a_file_as_training_read_it(folder):
 def test_model_takes_labels_from_headers_and_refuses_unknown_ones(folder):
     data = trained(folder)
     good = folder.write("good.fa", ">x label=b\nMKV\n>y label=a\nMKVL\n")
-    assert read_for_model([good], data.tokenizer, data.codec).targets.tolist() == [1, 0]
+    assert read_for_model([good], data.tokenizer, data.codec).dataset.targets.tolist() == [1, 0]
     bad = folder.write("bad.fa", ">x label=b\nMKV\n>y label=c\nMKVL\n")
     with pytest.raises(LabelError, match=r"record 'y' \(2nd, line 3\).*'c' is not among"):
         read_for_model([bad], data.tokenizer, data.codec)
@@ -41,7 +43,9 @@ def test_model_takes_labels_from_headers_and_refuses_unknown_ones(folder):
 def test_model_applies_its_length_limit(folder):
     data = trained(folder)
     fasta = folder.write("x.fa", ">x label=b\nMKVLA\n>y label=a\nMK\n")
-    read = read_for_model([fasta], data.tokenizer, data.codec, max_length=3, overlong="truncate")
+    read = read_for_model(
+        [fasta], data.tokenizer, data.codec, lengths=LengthRule(3, "truncate")
+    ).dataset
     assert read.lengths.tolist() == [3, 2]
 
 
@@ -69,7 +73,7 @@ def test_model_refuses_files_that_play_two_parts_or_hold_another_kind_of_label(f
 def test_short_poly_alanine_is_no_reason_to_refuse(folder):
     model = trained(folder)
     fasta = folder.write("x.fa", ">x label=a\nAAAAAAGG\n")
-    assert len(read_for_model([fasta], model.tokenizer, model.codec)) == 1
+    assert len(read_for_model([fasta], model.tokenizer, model.codec).dataset) == 1
 
 
 def test_preparing_data_does_not_import_torch():
@@ -110,7 +114,7 @@ def test_real_data_prepare_without_an_option(real_data, name):
     assert data.codec.num_outputs == num_outputs
     for part, size in zip((data.train, data.valid, data.test), sizes, strict=True):
         assert size is None or len(part) == size
-    test = read_for_model(files["test"], data.tokenizer, data.codec, labels=files["labels"])
+    test = read_for_model(files["test"], data.tokenizer, data.codec, labels=files["labels"]).dataset
     assert test.fingerprint() == data.test.fingerprint()
 
 

@@ -14,7 +14,7 @@ from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import DataError, FastaError
-from seqtrain.evaluation import predict as room
+from seqtrain.evaluation import chunks as room
 from seqtrain.evaluation.predict import Prediction, Predictor
 
 TASKS = sorted(CODECS)
