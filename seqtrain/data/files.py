@@ -11,12 +11,22 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from seqtrain.errors import ConfigError, DataError
 
 STDIN = "-"
+
+MAX_LINE = 2**28
+"""Characters of a line: enough for the largest human chromosome, 249 million, on one."""
+
+MAX_BLANK_LINES = 1_000_000
+"""Empty lines in a row."""
+
+_PIECE = 2**20
+"""Characters of a line that are read at a time."""
 
 _T = TypeVar("_T")
 
@@ -45,6 +55,8 @@ def read_lines(path: str | Path, error: type[DataError] = DataError) -> Iterator
 
     ``-`` is standard input. Files compressed with gzip, bzip2 or xz are known by their first
     bytes, whatever their name. Line ends of Windows and old Macs and byte order marks are gone.
+    Memory holds a line at a time; ``MAX_LINE`` and ``MAX_BLANK_LINES`` bound what a small
+    compressed file can turn into.
 
     Args:
         path: The file, or ``-``.
@@ -52,14 +64,23 @@ def read_lines(path: str | Path, error: type[DataError] = DataError) -> Iterator
 
     Raises:
         DataError: As ``error``, when the file is missing, a directory, unreadable, binary,
-            damaged, cut short, or not UTF-8.
+            damaged, cut short, or not UTF-8, or has a line too long or too many empty ones.
     """
-    number = 0
+    number = blank = 0
     try:
         with _text(path, error) as text:
-            for number, line in enumerate(text, 1):
+            for number, piece in enumerate(iter(partial(text.readline, _PIECE), ""), 1):
+                line = (
+                    piece if len(piece) < _PIECE else _long_line(piece, text, path, number, error)
+                )
                 if "\0" in line:
                     raise error(f"{shown(path)}: line {number} holds binary data, expected text.")
+                blank = blank + 1 if line.isspace() else 0
+                if blank > MAX_BLANK_LINES:
+                    raise error(
+                        f"{shown(path)}: more than {MAX_BLANK_LINES:,} empty lines in a row, up to "
+                        f"line {number:,}. Expected text; remove them."
+                    )
                 yield line if line.isascii() else _decoded(line, path, number, error)
     except EOFError:
         raise error(
@@ -69,6 +90,22 @@ def read_lines(path: str | Path, error: type[DataError] = DataError) -> Iterator
     except (OSError, zlib.error, lzma.LZMAError) as problem:
         reason = getattr(problem, "strerror", None) or f"damaged after line {number} ({problem})"
         raise error(f"{shown(path)}: cannot be read: {reason}.") from None
+
+
+def _long_line(
+    piece: str, text: io.TextIOWrapper, path: str | Path, number: int, error: type[DataError]
+) -> str:
+    """The whole of a line that begins with ``piece``; binary data are met before all is read."""
+    pieces, length = [piece], len(piece)
+    while not piece.endswith("\n") and "\0" not in piece and (piece := text.readline(_PIECE)):
+        pieces.append(piece)
+        length += len(piece)
+        if length > MAX_LINE:
+            raise error(
+                f"{shown(path)}: line {number} has more than {MAX_LINE:,} characters. Divide "
+                "longer sequences into several lines."
+            )
+    return "".join(pieces)
 
 
 def _decoded(line: str, path: str | Path, number: int, error: type[DataError]) -> str:
@@ -84,7 +121,7 @@ def _decoded(line: str, path: str | Path, number: int, error: type[DataError]) -
 
 
 @contextmanager
-def _text(path: str | Path, error: type[DataError]) -> Iterator[IO[str]]:
+def _text(path: str | Path, error: type[DataError]) -> Iterator[io.TextIOWrapper]:
     """The file, decompressed and decoded. Standard input is left open."""
     is_stdin = str(path) == STDIN
     binary = sys.stdin.buffer if is_stdin else _open(Path(path), error)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from traced_memory import most_memory
 
 from seqtrain.data.fasta import Record, Reject, read_fasta, reject_message, scan_fasta
 from seqtrain.data.files import file_facts
@@ -284,3 +285,40 @@ def test_real_files_agree_with_a_line_by_line_reading(real_data):
     assert sum(len(r.sequence) for r in records) == sum(
         len(line) for line in lines if not line.startswith(">")
     )
+
+
+class TestBounds:
+    """Small compressed files cannot fill the memory or keep the reader busy without end."""
+
+    def test_zeros_are_refused_at_the_first_of_them(self, write):
+        zeros = write(gzip.compress(bytes(50_000_000)))
+        assert "line 1 holds binary data" in message_of(zeros)
+        assert most_memory(lambda: message_of(zeros)) < 20_000_000
+
+    def test_a_line_without_an_end_is_refused(self, write, monkeypatch):
+        monkeypatch.setattr("seqtrain.data.files.MAX_LINE", 3_000_000)
+        endless = write(gzip.compress(b">a\n" + b"A" * 50_000_000))
+        assert "line 2 has more than 3,000,000 characters" in message_of(endless)
+        assert most_memory(lambda: message_of(endless)) < 20_000_000
+
+    def test_a_long_line_within_the_bound_is_read(self, write):
+        sequence = "ACGT" * 600_000
+        assert read_fasta([write(f">a\n{sequence}\n>b\nAC")])[0].sequence == sequence
+
+    def test_empty_lines_without_end_are_refused(self, write):
+        said = message_of(write(gzip.compress(b">a\nAC\n" + b"\n" * 30_000_000)))
+        assert "more than 1,000,000 empty lines in a row, up to line 1,000,003" in said
+
+    def test_a_record_without_an_end_is_refused(self, write, monkeypatch):
+        monkeypatch.setattr("seqtrain.data.fasta.MAX_RESIDUES", 500_000)
+        said = message_of(write(">a\nACGT\n>b\n" + ("ACGT" * 15 + "\n") * 10_000))
+        assert "the record on line 3 has more than 500,000 letters" in said
+
+    def test_an_id_as_long_as_a_sequence_is_refused_and_not_kept(self, write):
+        long = ["M" * 1_000_000, "M" * 1_000_000]
+        rejects = rejects_of(write("".join(f">{name}\nACGT\n" for name in long)))
+        assert [reject.reason for reject in rejects] == [
+            "the id has 1,000,000 characters, of at most 1,000; put a blank after the id"
+        ] * 2
+        assert all(len(reject.id) < 50 for reject in rejects)
+        assert read_fasta([write(f">{'M' * 1000}\nACGT\n")])[0].id == "M" * 1000
