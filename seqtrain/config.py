@@ -76,6 +76,7 @@ POOLINGS = ("mean", "max", "mean_max", "attention")
 BATCHINGS = ("packed", "bucketed", "random")
 HEAD_DROPOUT = 0.1
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+LOGGERS = ("tensorboard", "none")
 
 
 @dataclass
@@ -406,6 +407,17 @@ class TrainerConfig:
 
 
 @dataclass
+class LoggerConfig:
+    """Who is told of a training beside the run's own ``metrics.jsonl`` and the terminal."""
+
+    name: str = "tensorboard"
+    """``tensorboard``: event files in the run directory; ``none``."""
+
+    def __post_init__(self) -> None:
+        one_of(self.name, "logger", LOGGERS)
+
+
+@dataclass
 class RunConfig:
     """Everything that one run depends on."""
 
@@ -417,6 +429,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def check_widths(self) -> None:
         """Refuse channels that heads or groups cannot share, once their number is known.

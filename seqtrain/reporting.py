@@ -1,7 +1,7 @@
-"""Those who watch a run: JSON lines, TensorBoard, the terminal.
+"""Those who watch a run: JSON lines and the terminal. The one door to rich.
 
-The one door to rich and TensorBoard.
-Progress goes to stderr; stdout is for results.
+Progress goes to stderr; stdout is for results. Names come from files: nothing that is printed here
+steers the terminal.
 """
 
 import json
@@ -18,9 +18,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from seqtrain.escaping import for_terminal, visible
 from seqtrain.training.checkpoint import write_text
 from seqtrain.training.events import EpochEvent, StepEvent
 from seqtrain.training.profiling import StepProfile
+
+MAX_CONFUSIONS = 12
+"""Lines of the confusion table when the whole matrix does not fit on the terminal."""
 
 LOG_EVERY_SECONDS = 10.0
 """How often a run without a terminal says that it lives."""
@@ -28,6 +32,9 @@ LOG_EVERY_SECONDS = 10.0
 
 class JsonLines:
     """Writes one JSON object per step and per epoch.
+
+    The lines are the run's own record: unlike what another observer meets, an error here ends the
+    run, which can be resumed.
 
     Args:
         path: The file; lines of steps after ``step`` are dropped, since a resumed run makes them
@@ -85,72 +92,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
-
-
-class TensorBoard:
-    """Scalars, histograms of the running statistics, the confusion matrix, hyper-parameters.
-
-    Args:
-        folder: Where event files go.
-        settings: The settings by dotted name, written with the final metrics.
-        class_names: Names of rows and columns of the confusion matrix.
-        step: The step from which training goes on; later events of before are hidden.
-    """
-
-    def __init__(
-        self, folder: Path, settings: Mapping[str, Any], class_names: Sequence[str], step: int = 0
-    ):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-        self._settings, self._class_names = settings, class_names
-        self._last: dict[str, float] = {}
-
-    def on_step(self, event: StepEvent) -> None:
-        """Write the scalars of a step."""
-        for name in ("loss", "lr", "grad_norm", "residues_per_second", "padding_share"):
-            self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
-
-    def on_epoch(self, event: EpochEvent) -> None:
-        """Write validation metrics, running statistics and the confusion matrix."""
-        for name, value in event.valid.items():
-            self._writer.add_scalar(f"valid/{name}", value, event.step)
-        for name, buffer in event.model.named_buffers():
-            # Of infinite values TensorBoard makes no histogram, but an error that ends the run.
-            if name.endswith(("running_mean", "running_var")) and buffer.isfinite().all():
-                self._writer.add_histogram(f"norms/{name}", buffer, event.step)
-        if event.confusion is not None:
-            figure = confusion_figure(event.confusion, self._class_names)
-            self._writer.add_figure("valid/confusion", figure, event.step)
-        self._last = {f"final/{name}": value for name, value in event.valid.items()}
-
-    def close(self) -> None:
-        """Write the hyper-parameters with the last metrics, and close."""
-        if self._last:
-            self._writer.add_hparams(dict(self._settings), self._last, run_name=".")
-        self._writer.close()
-
-
-def confusion_figure(counts: np.ndarray, class_names: Sequence[str]) -> Any:
-    """A matplotlib figure of a confusion matrix: colours are shares of each true class."""
-    from matplotlib.figure import Figure
-
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.4 + 0.42 * len(class_names)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right")
-    axes.set_yticks(ticks, class_names)
-    axes.set(xlabel="predicted", ylabel="true")
-    for row, column in np.ndindex(*counts.shape):
-        if counts[row, column]:
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            number = str(counts[row, column])
-            axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="share of the true class")
-    return figure
 
 
 class ProgressBar:
@@ -243,25 +184,58 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
+class _SafeConsole(Console):
+    """Prints texts as they are, without markup, and lets none of them steer the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does, with texts escaped."""
+        safe = (for_terminal(each) if isinstance(each, str) else each for each in objects)
+        super().print(*safe, **{"markup": False, **options})
+
+
 def stderr_console() -> Console:
     """The console for progress and messages."""
-    return Console(stderr=True)
+    return _SafeConsole(stderr=True)
 
 
 def stdout_console() -> Console:
     """The console for results; wide enough for tables when piped."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return _SafeConsole(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A rich table; the first column is text, the others are right-aligned."""
     # As Text: a file or class called "[red]" would else become a style.
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    drawn = Table(title=Text(visible(title)), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(Text(column), justify="right" if number else "left")
+        drawn.add_column(Text(visible(column)), justify="right" if number else "left")
     for row in rows:
-        drawn.add_row(*(Text(_cell(value)) for value in row))
+        drawn.add_row(*(Text(visible(_cell(value))) for value in row))
     return drawn
+
+
+def confusion_table(names: Sequence[str], counts: np.ndarray, width: int) -> Table:
+    """The confusion matrix; the most frequent confusions where it is wider than ``width``.
+
+    Args:
+        names: Of the classes.
+        counts: ``(K, K)``, rows are the truth.
+        width: Characters of a line of the terminal.
+    """
+    columns = [max(len(visible(name)), len(f"{counts.max():,}")) + 3 for name in names]
+    if sum(columns) + max(columns) + 16 <= width:
+        rows = [(name, *line) for name, line in zip(names, counts.tolist(), strict=True)]
+        return table("confusion", ("true \\ predicted", *names), rows)
+    errors = counts * ~np.eye(len(counts), dtype=bool)
+    cells = np.argsort(-errors, axis=None, kind="stable")[:MAX_CONFUSIONS]
+    pairs = [divmod(int(cell), len(counts)) for cell in cells if errors.flat[cell]]
+    lines = [
+        (names[true], names[found], int(errors[true, found]), f"{share:.0%}")
+        for true, found in pairs
+        for share in [errors[true, found] / counts[true].sum()]
+    ]
+    title = f"most frequent confusions ({len(lines)} of {np.count_nonzero(errors):,} kinds)"
+    return table(title, ("true", "predicted", "count", "of the class"), lines)
 
 
 def profile_table(profile: StepProfile, most: int = 16) -> Table:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "seqtrain"
 
 ROOMS = (
     "errors",
+    "escaping",
     "masking",
     "data",
     "nn",
@@ -22,6 +23,7 @@ ROOMS = (
     "defaults",
     "evaluation",
     "reporting",
+    "board",
     "pipeline",
     "export",
     "api",
@@ -37,7 +39,7 @@ DOORS = {
     "omegaconf": ("compose.py",),
     "safetensors": ("training/checkpoint.py", "export/bundle.py"),
     "rich": ("reporting.py", "cli/evaluate.py"),
-    "tensorboard": ("reporting.py",),
+    "tensorboard": ("board.py",),
     "typer": ("cli/",),
     "onnx": ("export/",),
     "onnxruntime": ("export/",),

@@ -15,16 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_models import tiny_model
 
 from seqtrain import reporting
+from seqtrain.board import MAX_PICTURED, TensorBoard, confusion_figure
 from seqtrain.reporting import (
     JsonLines,
     PlainLines,
     ProgressBar,
-    TensorBoard,
-    confusion_figure,
+    confusion_table,
     table,
     to_json,
 )
-from seqtrain.training.events import EpochEvent, Observer, StepEvent
+from seqtrain.training.events import EpochEvent, Guarded, Observer, StepEvent
 
 
 def step_event(step: int, **changes: Any) -> StepEvent:
@@ -202,9 +202,88 @@ class TestConfusionFigure:
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
         assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second"]
 
-    def test_strange_names_are_drawn(self) -> None:
-        figure = confusion_figure(np.eye(2, dtype=int), ["$x", "_y [red]"])
+    @pytest.mark.parametrize("name", ["$x", r"a $\foo$", r"$\frac{1}{0", "_y [red]", "\x1b[31m"])
+    def test_strange_names_are_drawn(self, name: str) -> None:
+        figure = confusion_figure(np.eye(2, dtype=int), [name, "b"])
         figure.canvas.draw()
+
+    def test_of_many_classes_those_that_are_confused_most_are_shown(self) -> None:
+        counts = np.diag(np.full(1600, 5))
+        counts[700, 1500] = 3
+        figure = confusion_figure(counts, [f"c{i}" for i in range(1600)])
+        names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert len(names) == MAX_PICTURED
+        assert {"c700", "c1500"} <= set(names)
+        assert "30 of 1,600 classes" in figure.axes[0].get_title()
+        assert max(figure.get_size_inches()) < 20
+
+
+class TestGuarded:
+    class Broken:
+        def __init__(self, where: str) -> None:
+            self.where, self.calls = where, 0
+
+        def _meet(self, what: str) -> None:
+            self.calls += 1
+            if what == self.where:
+                raise OSError(28, "No space left on device")
+
+        def on_step(self, event: StepEvent) -> None:
+            self._meet("step")
+
+        def on_epoch(self, event: EpochEvent) -> None:
+            self._meet("epoch")
+
+        def close(self) -> None:
+            self._meet("close")
+
+    @pytest.mark.parametrize(("where", "calls"), [("step", 2), ("epoch", 12), ("close", 24)])
+    def test_the_first_error_is_told_and_the_observer_left_alone(
+        self, where: str, calls: int
+    ) -> None:
+        said: list[str] = []
+        broken = self.Broken(where)
+        with watching(Guarded(lambda: broken, "TensorBoard", said.append)) as observer:
+            two_epochs(observer)
+        assert len(said) == 1
+        assert said[0].startswith("TensorBoard is left out from here on: ")
+        assert "No space left on device" in said[0]
+        assert broken.calls == calls
+
+    def test_one_that_cannot_be_made_is_told_too(self) -> None:
+        said: list[str] = []
+        with watching(Guarded(lambda: TensorBoard(Path("/dev/null/x"), {}, []), "it", said.append)):
+            pass
+        assert len(said) == 1
+
+    def test_an_interrupt_passes(self) -> None:
+        def interrupt() -> Observer:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Guarded(interrupt, "it", [].append)
+
+
+class TestConfusionTable:
+    def drawn(self, names: list[str], counts: np.ndarray) -> str:
+        console = Console(file=StringIO(), width=100)
+        console.print(confusion_table(names, counts, 100))
+        assert isinstance(console.file, StringIO)
+        return console.file.getvalue()
+
+    def test_a_small_matrix_is_shown_whole(self) -> None:
+        drawn = self.drawn(["helix", "sheet"], np.array([[31, 1], [2, 42]]))
+        assert all(text in drawn for text in ("helix", "sheet", "31", "42"))
+
+    def test_of_a_wide_one_the_most_frequent_confusions_with_names_in_full(self) -> None:
+        names = [f"Intracellular compartment {i:03d}" for i in range(150)]
+        counts = np.diag(np.full(150, 6))
+        counts[3, 77], counts[80, 1] = 2, 4
+        drawn = self.drawn(names, counts)
+        rows = [line for line in drawn.splitlines() if "Intracellular" in line]
+        assert len(rows) == 2
+        assert all(text in rows[0] for text in (names[80], names[1], "4", "40%"))
+        assert all(text in rows[1] for text in (names[3], names[77], "2", "25%"))
 
 
 class TestPlainLines:

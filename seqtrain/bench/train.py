@@ -22,10 +22,11 @@ from seqtrain.bench.trainers import (
     packed_trainer,
     plain_trainer,
 )
+from seqtrain.board import TensorBoard
 from seqtrain.data.batching import collate
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.nn.products import HAS_ONEDNN, linear
-from seqtrain.reporting import JsonLines, TensorBoard
+from seqtrain.reporting import JsonLines
 from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.device import compile_blocks
 from seqtrain.training.events import EpochEvent, StepEvent

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqtrain.cli import options
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     import torch

@@ -11,6 +11,7 @@ import typer
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
 from seqtrain.errors import ConfigError, DataError
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from seqtrain.compare.analysis import Analysis

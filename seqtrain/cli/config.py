@@ -3,6 +3,7 @@
 import typer
 
 from seqtrain.cli import options
+from seqtrain.escaping import print
 
 app = typer.Typer(help="List and show settings.", no_args_is_help=True)
 

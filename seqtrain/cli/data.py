@@ -8,6 +8,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.errors import ConfigError, FastaError
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from seqtrain.data.check import Check

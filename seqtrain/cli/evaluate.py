@@ -172,7 +172,8 @@ def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> 
         scored: ``Evaluation.to_dict()``.
         title: What was scored.
     """
-    from seqtrain.reporting import table
+    from seqtrain.evaluation.score import confusion_counts
+    from seqtrain.reporting import confusion_table, table
 
     baselines = scored["baselines"]
     rows = [
@@ -191,9 +192,5 @@ def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> 
     keys = [key for key in bins[0] if key not in ("shortest", "longest")]
     by_length = [(f"{b['shortest']}–{b['longest']}", *(b[k] for k in keys)) for b in bins]
     console.print(table("by length", ("residues", *keys), by_length))
-    if scored["confusion"] is not None:
-        confusion = [
-            (name, *counts)
-            for name, counts in zip(scored["classes"], scored["confusion"], strict=True)
-        ]
-        console.print(table("confusion", ("true \\ predicted", *scored["classes"]), confusion))
+    if scored["classes"] and (counts := confusion_counts(scored)) is not None:
+        console.print(confusion_table(scored["classes"], counts, console.width))

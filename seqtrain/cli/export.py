@@ -8,6 +8,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from seqtrain.export.program import Runner

@@ -10,6 +10,7 @@ import typer.core
 import seqtrain
 from seqtrain.cli import bench, compare, config, data, embed, evaluate, export, info, predict, train
 from seqtrain.errors import SeqtrainError
+from seqtrain.escaping import for_terminal, print
 
 
 class Verbs(typer.core.TyperGroup):
@@ -20,6 +21,11 @@ class Verbs(typer.core.TyperGroup):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
+        except (
+            typer.BadParameter
+        ) as error:  # Typer prints it; a file's name in it may hold anything
+            error.message = for_terminal(error.message)
+            raise
         except KeyboardInterrupt:
             print("seqtrain: interrupted.", file=sys.stderr)
             raise typer.Exit(130) from None

@@ -15,6 +15,7 @@ import typer
 from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
 from seqtrain.cli.startup import load_torch
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from seqtrain.data.fasta import Record, Reject

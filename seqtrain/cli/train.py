@@ -12,6 +12,7 @@ import typer
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
 from seqtrain.errors import CheckpointError, ConfigError
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -210,8 +211,7 @@ def _train(
     from seqtrain.pipeline import train_run
 
     def make_observers(run: "RunDir", plan: "Plan", step: int) -> "Sequence[Observer]":
-        watching = _observers(run, plan, step, quiet)
-        return [*watching, _profiler(run, plan)] if profile else watching
+        return _observers(run, plan, step, quiet, profile)
 
     if not quiet:
         _say_plan(plan)
@@ -224,22 +224,42 @@ def _train(
         )
         raise typer.Exit(130) from None
     _print_summary(run, summary, json)
+    if plan.config.logger.name == "tensorboard" and not json:
+        print(f"tensorboard: tensorboard --logdir {run.tensorboard}")
 
 
-def _observers(run: "RunDir", plan: "Plan", step: int, quiet: bool) -> "Sequence[Observer]":
+def _observers(
+    run: "RunDir", plan: "Plan", step: int, quiet: bool, profile: bool
+) -> "Sequence[Observer]":
+    """The run's own record, and those whose errors must not end the training."""
+    from seqtrain.reporting import JsonLines, PlainLines, ProgressBar, stderr_console
+    from seqtrain.training.events import Guarded
+
+    def warn(sentence: str) -> None:
+        plan.data.report.setdefault("warnings", []).append(sentence)
+        print(f"warning: {sentence}", file=sys.stderr)
+
+    def progress() -> "Observer":
+        console = stderr_console()
+        return ProgressBar(console, step) if console.is_terminal else PlainLines()
+
+    observers: list[Observer] = [JsonLines(run.metrics, step)]
+    if plan.config.logger.name == "tensorboard":
+        observers.append(Guarded(lambda: _board(run, plan, step), "TensorBoard", warn))
+    if not quiet:
+        observers.append(Guarded(progress, "the progress display", warn))
+    if profile:
+        observers.append(Guarded(lambda: _profiler(run, plan), "the profile", warn))
+    return observers
+
+
+def _board(run: "RunDir", plan: "Plan", step: int) -> "Observer":
+    from seqtrain.board import TensorBoard
     from seqtrain.config import config_to_dict
     from seqtrain.pipeline import flatten
-    from seqtrain.reporting import JsonLines, PlainLines, ProgressBar, TensorBoard, stderr_console
 
     settings = {k: str(v) for k, v in flatten(config_to_dict(plan.config)).items()}
-    observers: list[Observer] = [
-        JsonLines(run.metrics, step),
-        TensorBoard(run.tensorboard, settings, plan.data.codec.classes, step),
-    ]
-    if not quiet:
-        console = stderr_console()
-        observers.append(ProgressBar(console, step) if console.is_terminal else PlainLines())
-    return observers
+    return TensorBoard(run.tensorboard, settings, plan.data.codec.classes, step)
 
 
 def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
@@ -349,6 +369,3 @@ def _print_summary(run: "RunDir", summary: dict[str, Any], as_json: bool) -> Non
     )
     console.print(f"run:         {run.path}", markup=False, soft_wrap=True)
     console.print(f"predictions: {run.predictions / (name + '.tsv')}", markup=False, soft_wrap=True)
-    console.print(
-        f"tensorboard: tensorboard --logdir {run.tensorboard}", markup=False, soft_wrap=True
-    )

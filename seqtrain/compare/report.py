@@ -3,7 +3,6 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -18,6 +17,7 @@ from seqtrain.compare.analysis import (
     worst_shift,
 )
 from seqtrain.compare.figures import CAPTIONS, TITLES, draw_figures
+from seqtrain.escaping import for_html, for_markdown
 from seqtrain.training.checkpoint import write_text
 
 TITLE = "Norms compared"
@@ -129,8 +129,8 @@ def _failures(analysis: Analysis) -> list[str]:
 
 
 def _markdown(analysis: Analysis, figures: Sequence[str]) -> str:
-    lines = [f"# {TITLE}", "", analysis.conclusion, ""]
-    lines += [f"- {note}" for note in analysis.notes]
+    lines = [f"# {TITLE}", "", for_markdown(analysis.conclusion), ""]
+    lines += [f"- {for_markdown(note)}" for note in analysis.notes]
     lines += ["", "## Conditions", "", CONDITIONS_CAPTION, "", *_pipes(condition_rows(analysis))]
     if analysis.contrasts:
         lines += ["", "## Differences", "", CONTRASTS_CAPTION, "", *_pipes(contrast_rows(analysis))]
@@ -139,39 +139,47 @@ def _markdown(analysis: Analysis, figures: Sequence[str]) -> str:
         lines += [f"![{TITLES[name]}](figures/{name}.png)", "", CAPTIONS[name], ""]
     failures = _failures(analysis)
     if failures:
-        lines += ["## Arms without a result", "", *(f"- {line}" for line in failures), ""]
+        lines += [
+            "## Arms without a result",
+            "",
+            *(f"- {for_markdown(line)}" for line in failures),
+            "",
+        ]
     return "\n".join(lines)
 
 
 def _pipes(rows: Sequence[Row]) -> list[str]:
     names = list(rows[0])
-    head = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return head + ["| " + " | ".join(text_of(row[n]) for n in names) + " |" for row in rows]
+    head = ["| " + " | ".join(map(for_markdown, names)) + " |", "|" + " --- |" * len(names)]
+    cells = ([for_markdown(text_of(row[name])) for name in names] for row in rows)
+    return head + [f"| {' | '.join(line)} |" for line in cells]
 
 
 def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -> str:
     template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     failures = _failures(analysis)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in analysis.notes)
+    notes = "".join(f"<li>{for_html(note)}</li>" for note in analysis.notes)
     drawn = "".join(
-        f"<figure id='{name}'><h3>{escape(TITLES[name])}</h3>{svg}"
-        f"<figcaption>{escape(CAPTIONS[name])}</figcaption></figure>"
+        f"<figure id='{name}'><h3>{for_html(TITLES[name])}</h3>{svg}"
+        f"<figcaption>{for_html(CAPTIONS[name])}</figcaption></figure>"
         for name, svg in figures.items()
     )
     marks = [analysis.label(condition_of(result)) for result in analysis.results]
     contrasts = contrast_rows(analysis)
     return template.substitute(
         title=TITLE,
-        conclusion=escape(analysis.conclusion),
+        conclusion=for_html(analysis.conclusion),
         notes=f'<ul class="soft">{notes}</ul>' if notes else "",
-        conditions_caption=escape(CONDITIONS_CAPTION),
+        conditions_caption=for_html(CONDITIONS_CAPTION),
         conditions=_table(condition_rows(analysis)),
-        contrasts_caption=escape(CONTRASTS_CAPTION) if contrasts else "No two conditions to pair.",
+        contrasts_caption=for_html(CONTRASTS_CAPTION)
+        if contrasts
+        else "No two conditions to pair.",
         contrasts=_table(contrasts) if contrasts else "",
         figures=drawn,
         arms=_table(arms, marks),
         failures="<h2>Arms without a result</h2><ul>"
-        + "".join(f"<li>{escape(line)}</li>" for line in failures)
+        + "".join(f"<li>{for_html(line)}</li>" for line in failures)
         + "</ul>"
         if failures
         else "",
@@ -181,12 +189,12 @@ def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -
 def _table(rows: Sequence[Row], marks: Sequence[str] | None = None) -> str:
     """A sortable table; cells keep their full value for sorting, rows the arm they speak of."""
     names = [n for n in dict.fromkeys(name for row in rows for name in row) if n != "error"]
-    head = "".join(f'<th><button type="button">{escape(n)}</button></th>' for n in names)
+    head = "".join(f'<th><button type="button">{for_html(n)}</button></th>' for n in names)
     body = []
     for number, row in enumerate(rows):
         mark = marks[number] if marks else str(row["condition"])
         cells = "".join(_cell(row.get(name)) for name in names)
-        body.append(f'<tr data-arm="{escape(mark)}">{cells}</tr>')
+        body.append(f'<tr data-arm="{for_html(mark)}">{cells}</tr>')
     return (
         f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
@@ -195,4 +203,6 @@ def _table(rows: Sequence[Row], marks: Sequence[str] | None = None) -> str:
 
 def _cell(value: Any) -> str:
     empty = value is None or (isinstance(value, float) and math.isnan(value))
-    return f'<td data-value="{"" if empty else escape(str(value))}">{escape(text_of(value))}</td>'
+    return (
+        f'<td data-value="{"" if empty else for_html(str(value))}">{for_html(text_of(value))}</td>'
+    )

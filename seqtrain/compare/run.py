@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqtrain.board import TensorBoard
 from seqtrain.build import build_model
 from seqtrain.compare.measures import (
     calibration_error,
@@ -41,10 +42,10 @@ from seqtrain.pipeline import (
     flatten,
     train_run,
 )
-from seqtrain.reporting import JsonLines, TensorBoard, to_json
+from seqtrain.reporting import JsonLines, to_json
 from seqtrain.training.checkpoint import RunDir, RunLock, load_checkpoint, write_text
 from seqtrain.training.device import choose_device
-from seqtrain.training.events import EpochEvent, Observer, StepEvent
+from seqtrain.training.events import EpochEvent, Guarded, Observer, StepEvent
 from seqtrain.training.metrics import primary_metric
 from seqtrain.training.outputs import predict_outputs, score_outputs
 
@@ -225,7 +226,7 @@ class _Curve:
 
 
 class _Board(TensorBoard):
-    """Without the picture of each epoch's confusions, a tenth of a small arm's time."""
+    """Without the picture of the confusions, a good part of a small arm's time."""
 
     def on_epoch(self, event: EpochEvent) -> None:
         super().on_epoch(dataclasses.replace(event, confusion=None))
@@ -238,7 +239,15 @@ def _train_and_measure(plan: Plan, run: RunDir) -> Result:
     settings = {key: str(value) for key, value in flatten(config_to_dict(config)).items()}
 
     def observers(*_: object) -> list[Observer]:
-        return [JsonLines(run.metrics), _Board(run.tensorboard, settings, ()), curve, witness]
+        lines = JsonLines(run.metrics)
+        if config.logger.name == "none":
+            return [lines, curve, witness]
+        board = Guarded(
+            lambda: _Board(run.tensorboard, settings, ()),
+            "TensorBoard",
+            plan.data.report.setdefault("warnings", []).append,
+        )
+        return [lines, board, curve, witness]
 
     with witness.watching():
         summary = train_run(plan, run, make_observers=observers)

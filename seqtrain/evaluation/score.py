@@ -26,6 +26,9 @@ from seqtrain.training.outputs import Outputs, score_outputs
 
 NUM_LENGTH_BINS = 5
 
+MAX_MATRIX = 200
+"""Classes up to which the confusion matrix is written in full."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -52,8 +55,28 @@ class Evaluation:
             "by_length": self.by_length,
             "baselines": self.baselines,
             "classes": list(self.class_names),
-            "confusion": None if self.confusion is None else self.confusion.tolist(),
+            **_confusion_fields(self.confusion),
         }
+
+
+def _confusion_fields(counts: np.ndarray | None) -> dict[str, Any]:
+    """The matrix as lists; of many classes its cells that are not zero, as it is mostly empty."""
+    if counts is None or len(counts) <= MAX_MATRIX:
+        return {"confusion": None if counts is None else counts.tolist()}
+    true, predicted = np.nonzero(counts)
+    cells = np.column_stack([true, predicted, counts[true, predicted]])
+    return {"confusion": None, "confusion_cells": cells.tolist()}
+
+
+def confusion_counts(scored: Mapping[str, Any]) -> np.ndarray | None:
+    """The confusion matrix of ``Evaluation.to_dict()``; None where there is none."""
+    if "confusion_cells" in scored:
+        size = len(scored["classes"])
+        counts = np.zeros((size, size), np.int64)
+        true, predicted, number = np.array(scored["confusion_cells"], np.int64).reshape(-1, 3).T
+        counts[true, predicted] = number
+        return counts
+    return None if scored["confusion"] is None else np.array(scored["confusion"], np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from seqtrain.data.labels import LabelCodec, is_regression, is_residue
 from seqtrain.data.lengths import LengthRule
 from seqtrain.errors import ConfigError
+from seqtrain.escaping import unique_names
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.windows import Windows
 
@@ -64,7 +65,7 @@ class Table:
                 kinds |= {f"top_{place}": TEXT, f"top_{place}_prob": NUMBER}
                 kinds |= {f"top_{place}_std": NUMBER} if members else {}
         elif self.has_probabilities:
-            classes = self.codec.classes
+            classes = unique_names(self.codec.classes)
             kinds |= {f"prob_{name}": NUMBER for name in classes}
             if members:
                 kinds |= {f"std_{name}": NUMBER for name in classes}

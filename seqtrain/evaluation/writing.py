@@ -12,6 +12,7 @@ from typing import Any
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.files import check_place
 from seqtrain.errors import ConfigError
+from seqtrain.escaping import for_table
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.tables import INTEGER, NUMBER, Table
 
@@ -219,7 +220,7 @@ def _text(cell: Any) -> str:
         return ""
     if isinstance(cell, float):
         return f"{cell:.7g}"
-    return str(cell).replace("\t", " ").replace("\n", " ")
+    return for_table(str(cell))
 
 
 def _jsonl(names: Sequence[str], cells: Row) -> str:

@@ -1,11 +1,15 @@
 """The model card: what a bundle says of itself, in Markdown with Hugging Face front matter."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from seqtrain.data.labels import is_regression
+from seqtrain.escaping import code_for_markdown, for_markdown
 from seqtrain.training.checkpoint import LoadedRun
+
+MAX_LISTED = 100
+"""Classes that the card names."""
 
 _PIPELINES = {
     "classification": "text-classification",
@@ -76,10 +80,16 @@ def _purpose(loaded: LoadedRun) -> str:
         "",
     ]
     if codec.classes:
-        lines += ["Classes: " + ", ".join(f"`{name}`" for name in codec.classes), ""]
+        lines += ["Classes: " + _listed(codec.classes), ""]
     if config.norm.name == "leaky_batch":
         lines += ["Results depend on the padding: this norm is a control for comparisons.", ""]
     return "\n".join(lines)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    names = ", ".join(map(code_for_markdown, classes[:MAX_LISTED]))
+    rest = len(classes) - MAX_LISTED
+    return names if rest <= 0 else f"{names} and {rest:,} more, in `bundle.json`"
 
 
 def _use(loaded: LoadedRun) -> str:
@@ -102,13 +112,16 @@ def _results(summary: Mapping[str, Any]) -> str:
     if not parts:
         return "## Results\n\nNot evaluated.\n"
     rows = [
-        f"| {part} | {name} | {found['value']:.4f} | {found['low']:.4f} to {found['high']:.4f} |"
+        f"| {part} | {for_markdown(name)} | {found['value']:.4f} | "
+        f"{found['low']:.4f} to {found['high']:.4f} |"
         for part, scored in parts.items()
         for name, found in scored["metrics"].items()
     ]
     head = ["## Results", "", "| part | metric | value | 95 % interval |", "|---|---|---|---|"]
     alarms = [
-        f"- {part}: {alarm}" for part, scored in parts.items() for alarm in scored.get("alarms", [])
+        f"- {part}: {for_markdown(alarm)}"
+        for part, scored in parts.items()
+        for alarm in scored.get("alarms", [])
     ]
     return "\n".join([*head, *rows, "", *(["Alarms:", "", *alarms, ""] if alarms else [])])
 
@@ -131,8 +144,8 @@ def _data(report: Mapping[str, Any]) -> str:
     lines = ["## Training data", ""]
     for part, facts in report.get("parts", {}).items():
         if facts:
-            fingerprint = report["fingerprints"].get(part, "none")
-            lines.append(f"- {part}: {_facts(facts)}, fingerprint `{fingerprint[:16]}`")
+            fingerprint = code_for_markdown(report["fingerprints"].get(part, "none")[:16])
+            lines.append(f"- {for_markdown(part)}: {_facts(facts)}, fingerprint {fingerprint}")
     return "\n".join([*lines, "", *_applicability(report)])
 
 
@@ -147,7 +160,7 @@ def _applicability(report: Mapping[str, Any]) -> Iterator[str]:
         "Sequences of other lengths, families or composition than these are outside what was "
         "measured; `seqtrain predict --warnings` marks other lengths and compositions."
     )
-    yield from (f"- {warning}" for warning in report.get("warnings", []))
+    yield from (f"- {for_markdown(warning)}" for warning in report.get("warnings", []))
     yield ""
 
 

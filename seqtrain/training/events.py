@@ -1,5 +1,7 @@
 """What a training run tells those who watch it."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -63,3 +65,45 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """When training ends, however it ends."""
+
+
+class Guarded:
+    """An observer that cannot end a run: its first error is told once, then it is left out.
+
+    Args:
+        make: Makes the observer; an error here is told like any other.
+        name: What messages call it.
+        warn: Gets one sentence.
+    """
+
+    def __init__(self, make: Callable[[], Observer], name: str, warn: Callable[[str], None]):
+        self._name, self._warn = name, warn
+        self._observer: Observer | None = None
+        self._try(lambda: setattr(self, "_observer", make()))
+
+    def on_step(self, event: StepEvent) -> None:
+        """Pass the event on."""
+        if (observer := self._observer) is not None:
+            self._try(lambda: observer.on_step(event))
+
+    def on_epoch(self, event: EpochEvent) -> None:
+        """Pass the event on."""
+        if (observer := self._observer) is not None:
+            self._try(lambda: observer.on_epoch(event))
+
+    def close(self) -> None:
+        """Close the observer."""
+        if (observer := self._observer) is not None:
+            self._try(observer.close)
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever it is, the training is worth more
+            observer, self._observer = self._observer, None
+            if observer is not None:
+                with suppress(Exception):
+                    observer.close()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            with suppress(OSError):  # standard error may be closed by now
+                self._warn(f"{self._name} is left out from here on: {reason}. Training continues.")
