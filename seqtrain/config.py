@@ -92,12 +92,15 @@ class DataConfig:
     """Files of the same kind, scored once, after training."""
     labels: list[str] = field(default_factory=list)
     """Label tables, or labels FASTA files; none: labels are read from the headers."""
+    splits: list[str] = field(default_factory=list)
+    """Tables of record id and split, as ``seqtrain data split`` writes them."""
     id_column: str | None = None
     """Column of the label table that holds record ids; none: found by name."""
     label_column: str | None = None
     """Column that holds the label or target; none: found by name."""
     split_column: str | None = None
-    """Column that says train, valid or test; none: found by name."""
+    """Column, or key in headers, that says train, valid or test; none: found by name; ``none`` or
+    an empty text: neither is read."""
     ignore_labels: list[str] = field(default_factory=list)
     """Residue labels that count neither in the loss nor in a metric."""
     max_length: int | None = None
@@ -107,7 +110,7 @@ class DataConfig:
     valid_fraction: float = 0.1
     """Share of the training records set aside when no validation part is given."""
     test_fraction: float = 0.0
-    """Share set aside for the test when neither files nor a column name one."""
+    """Share set aside for the test when no test part is given."""
     split_method: str = "stratified"
     """How missing parts are made: ``random``, ``stratified`` (at random where there are no labels)
     or ``similarity``."""

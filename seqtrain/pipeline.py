@@ -91,6 +91,7 @@ def plan_run(config: RunConfig, pretrained: LoadedRun | None = None) -> Plan:
         valid=_resolve(part.valid),
         test=_resolve(part.test),
         labels=_resolve(part.labels),
+        splits=_resolve(part.splits),
         id_column=part.id_column,
         label_column=part.label_column,
         split_column=part.split_column,

@@ -41,6 +41,7 @@ def compare_norms(
     valid: options.ValidFiles = None,
     test: options.TestFiles = None,
     labels: options.LabelFiles = None,
+    splits: options.SplitFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
     split_column: options.SplitColumn = None,
@@ -90,7 +91,7 @@ def compare_norms(
     from seqtrain.reporting import to_json
     from seqtrain.training.checkpoint import write_text
 
-    files = (train, valid, test, labels, overrides, config_dir, records)
+    files = (train, valid, test, labels, splits, overrides, config_dir, records)
     notes: list[str] = []
     if config_name == "config" and not any(files):
         config_name, records = BUNDLED_CONFIG, BUNDLED_RECORDS
@@ -98,7 +99,10 @@ def compare_norms(
             f"Bundled default: a small model trained briefly on at most {records} of the bundled "
             "records, chosen by chance. Name your own files for numbers that mean something to you."
         )
-    values = options.data_values(train, valid, test, labels, label_column, id_column, split_column)
+    named = options.DataOptions(
+        train, valid, test, labels, splits, label_column, id_column, split_column
+    )
+    values = options.data_values(named, overrides)
     own = options.with_own_data(overrides, train)
     settings = (config_name, own, config_dir, values)
     names = (_names(norms, "norms"), _names(batching, "batching"))

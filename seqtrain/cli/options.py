@@ -1,16 +1,22 @@
 """Options that several verbs share."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+
+from seqtrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from seqtrain.config import RunConfig
     from seqtrain.data.lengths import LengthRule
+
+FILE_SETTINGS = ("train", "valid", "test", "labels", "splits")
+"""Settings of ``data`` that are lists of files."""
 
 TrainFiles = Annotated[
     list[str] | None,
@@ -38,7 +44,20 @@ LabelFiles = Annotated[
 ]
 LabelColumn = Annotated[str | None, typer.Option(help="Column that holds the label or target.")]
 IdColumn = Annotated[str | None, typer.Option(help="Column that holds the record ids.")]
-SplitColumn = Annotated[str | None, typer.Option(help="Column that says train, valid or test.")]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column, or key in headers, that says train, valid or test; '' reads neither."
+    ),
+]
+SplitFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--splits",
+        metavar="FILE",
+        help="Table of record id and train, valid or test, as `data split` writes it.",
+    ),
+]
 ConfigName = Annotated[
     str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")
 ]
@@ -128,38 +147,54 @@ Overwrite = Annotated[
 ]
 
 
-def data_values(
-    train: list[str] | None,
-    valid: list[str] | None,
-    test: list[str] | None,
-    labels: list[str] | None,
-    label_column: str | None,
-    id_column: str | None,
-    split_column: str | None,
-) -> dict[str, Any]:
+class DataOptions(NamedTuple):
+    """What the options that name data were given, under the names of the settings."""
+
+    train: list[str] | None
+    valid: list[str] | None
+    test: list[str] | None
+    labels: list[str] | None
+    splits: list[str] | None
+    label_column: str | None
+    id_column: str | None
+    split_column: str | None
+
+
+def data_values(given: DataOptions, overrides: Sequence[str] | None) -> dict[str, Any]:
     """Settings by dotted name from the options.
 
     A training file replaces all files that the config names: nobody wants their own sequences
-    tested on the bundled ones.
+    tested on the bundled ones. What overrides name stays.
+
+    Raises:
+        ConfigError: An option and an override say the same thing.
     """
+    overridden = {_key(item): item for item in overrides or []}
     values: dict[str, Any] = {}
-    parts = {"train": train, "valid": valid, "test": test, "labels": labels}
-    for name, paths in parts.items():
-        if paths or train:
-            values[f"data.{name}"] = [absolute(path) for path in paths or []]
-    columns = {
-        "label_column": label_column,
-        "id_column": id_column,
-        "split_column": split_column,
-    }
-    values.update({f"data.{k}": v for k, v in columns.items() if v is not None})
+    for name, value in given._asdict().items():
+        key, option = f"data.{name}", "--" + name.replace("_", "-")
+        if value is not None and key in overridden:
+            raise ConfigError(
+                f"{option} replaces {key}, and {overridden[key]} is given too. Leave one of them "
+                f"out{'; ' + option + ' can be repeated' if isinstance(value, list) else ''}."
+            )
+        if isinstance(value, str):
+            values[key] = value
+        elif name in FILE_SETTINGS and (value or (given.train and key not in overridden)):
+            values[key] = [absolute(path) for path in value or []]
     return values
 
 
-def with_own_data(overrides: list[str] | None, train: list[str] | None) -> list[str]:
+def with_own_data(overrides: Sequence[str] | None, train: Sequence[str] | None) -> list[str]:
     """The overrides, with the bundled data and its short training left out for files given."""
-    chosen = any(item.lstrip("+~").startswith("data=") for item in overrides or [])
-    return [*(["data=files"] if train and not chosen else []), *(overrides or [])]
+    keys = {_key(item) for item in overrides or []}
+    own = (train or "data.train" in keys) and "data" not in keys
+    return [*(["data=files"] if own else []), *(overrides or [])]
+
+
+def _key(override: str) -> str:
+    """The setting or group that an override names."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def input_files(config: "RunConfig", config_dir: Path | None) -> list[str]:

@@ -31,6 +31,7 @@ def train(
     valid: options.ValidFiles = None,
     test: options.TestFiles = None,
     labels: options.LabelFiles = None,
+    splits: options.SplitFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
     split_column: options.SplitColumn = None,
@@ -68,7 +69,10 @@ def train(
     Without files it trains on the bundled data. Settings that you do not give are chosen from the
     data, printed, and kept with the run.
     """
-    values = options.data_values(train, valid, test, labels, label_column, id_column, split_column)
+    named = options.DataOptions(
+        train, valid, test, labels, splits, label_column, id_column, split_column
+    )
+    values = options.data_values(named, overrides)
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
     if resume and run_dir is None:

@@ -8,6 +8,7 @@ import numpy as np
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message
 from seqtrain.data.files import shown
+from seqtrain.data.id_matching import MAX_SHOWN, listed, match_ids
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
 from seqtrain.data.labels import LabelCodec, is_regression, is_residue, read_number, read_numbers
 from seqtrain.data.tokenized import Tokenized
@@ -29,7 +30,7 @@ def join_labels(
         labels: Label files; none: labels are read from the headers of the records.
         id_column: Column of ids; none: found by name.
         label_column: Column, or header key, of labels; none: found by name.
-        split_column: Column, or header key, of splits; none: found by name.
+        split_column: Column of splits; none: found by name. Headers are read elsewhere.
 
     Raises:
         LabelError: A file cannot be used, or records have no label: all are collected.
@@ -38,8 +39,12 @@ def join_labels(
         table = read_labels(
             labels, id_column=id_column, label_column=label_column, split_column=split_column
         )
+        match = match_ids([r.id for r in records], table.values, label_source(table))
+        if match.names:
+            table.rename({name: record for record, name in match.names.items()})
+            table.notes += match.notes
     else:
-        table = header_labels(records, label_column or "label", split_column or "split")
+        table = header_labels(records, label_column or "label")
     missing = [record for record in records if record.id not in table.values]
     if len(missing) == len(records):
         raise LabelError(_nothing_matches(records, table, labels))
@@ -61,11 +66,11 @@ def _nothing_matches(
             f"{table.columns.label}=... into the headers; or learn the sequences themselves with "
             "task=mlm, which needs none."
         )
-    wanted = ", ".join(repr(record.id) for record in records[:3])
-    found = ", ".join(map(repr, list(table.values)[:3]))
+    wanted = listed([record.id for record in records[: MAX_SHOWN + 1]])
     return (
-        f"{label_source(table)}: no id is that of a record. The records are called {wanted}; the "
-        f"labels are for {found}. Choose the id column with --id-column, or make the ids alike."
+        f"{label_source(table)}: none of its ids matches a record. The records are called "
+        f"{wanted}; the labels are for {listed(list(table.values))}. Choose the id column with "
+        "--id-column, or make the ids alike."
     )
 
 
@@ -89,21 +94,12 @@ def refuse_labels(hint: str = "", **given: object) -> None:
 
 def label_source(table: LabelTable) -> str:
     """Where labels came from, in words."""
-    if not table.columns.label:
+    files, key = ", ".join(map(shown, table.files)), table.columns.label
+    if table.kind == "fasta":
+        return files
+    if not key:
         return "the residues themselves"
-    return _source(table, table.columns.label)
-
-
-def split_source(table: LabelTable) -> str:
-    """Where splits came from, in words."""
-    return _source(table, table.columns.split)
-
-
-def _source(table: LabelTable, key: str) -> str:
-    if table.kind == "header":
-        return f"the headers ({key}=...)"
-    files = ", ".join(map(shown, table.files))
-    return files if table.kind == "fasta" else f"{files}, column {key!r}"
+    return f"the headers ({key}=...)" if table.kind == "header" else f"{files}, column {key!r}"
 
 
 def check_labels(records: Iterable[Header | Record], table: LabelTable, task: str) -> None:

@@ -4,7 +4,7 @@ import csv
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -15,16 +15,11 @@ from typing import Any, NamedTuple
 
 from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repeats, reject_message
 from seqtrain.data.files import read_lines, shown
+from seqtrain.data.header_splits import SPLIT_COLUMNS, split_reader
 from seqtrain.errors import LabelError
 
 _ID_COLUMNS = ("id", "name", "accession", "identifier", "record", "record_id", "seq_id", "entry")
 _LABEL_COLUMNS = ("label", "labels", "target", "targets", "class", "y")
-_SPLIT_COLUMNS = ("split", "set", "partition")
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "dev", "validation"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 class Columns(NamedTuple):
@@ -51,6 +46,8 @@ class LabelTable:
     """What the split column says, where it says something."""
     files: list[str] = field(default_factory=list)
     """Those that hold labels, in order."""
+    notes: list[str] = field(default_factory=list)
+    """What is to be said of how they were read, one line each."""
     _lines: "array[int]" = field(init=False, default_factory=lambda: array("q"))
     _ends: list[int] = field(init=False, default_factory=list)
     """How many labels there are up to the end of each file."""
@@ -63,6 +60,12 @@ class LabelTable:
             self._numbers = {name: number for number, name in enumerate(self.values)}
         number = self._numbers[record]
         return self.files[bisect_right(self._ends, number)], self._lines[number]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give labels and splits other ids: new ones by old ones."""
+        self.values = {names.get(name, name): value for name, value in self.values.items()}
+        self.splits = {names.get(name, name): value for name, value in self.splits.items()}
+        self._numbers = {}
 
     def add(self, row: "_Row") -> None:
         """One label more."""
@@ -132,7 +135,7 @@ def _rows(
 ) -> tuple[str, Columns, Iterator[_Row]]:
     """Kind, columns and labels of a file that begins with this line."""
     if first.startswith(">"):
-        return "fasta", _NO_COLUMNS, _fasta_rows(lines, source)
+        return "fasta", _NO_COLUMNS, _fasta_rows(lines, source, wanted[2])
     reader = csv.reader(lines, delimiter=_delimiter(first, source), strict=True)
     with _told(reader, source):
         names = [name.strip() for name in next(filter(_has_text, reader))]
@@ -159,13 +162,6 @@ def header_labels(
     if rejects := _fill(table, rows):
         raise LabelError(reject_message(rejects))
     return table
-
-
-def header_splits(records: Iterable[Header | Record], split_key: str = "split") -> LabelTable:
-    """No labels, and the splits that headers name as in :func:`header_labels`."""
-    split = _split_attribute(split_key)
-    splits = {r.id: found for r in records if (found := _value(split, r))}
-    return LabelTable("header", Columns("", "", split_key), splits=splits)
 
 
 def _split_attribute(key: str) -> re.Pattern[str]:
@@ -239,7 +235,9 @@ def _choose_columns(
     label_column: str | None,
     split_column: str | None,
 ) -> Columns:
-    split = _pick(split_column, _SPLIT_COLUMNS, names, source)
+    # One that is asked for may be in another file, or in the headers.
+    usual = next((n for word in SPLIT_COLUMNS for n in names if n.lower() == word), None)
+    split = split_column if split_column in names else usual
     label = _pick(label_column, _LABEL_COLUMNS, names, source)
     others = [name for name in names if name not in (label, split)]
     record = _pick(id_column, _ID_COLUMNS, names, source) or (others or names)[0]
@@ -249,7 +247,8 @@ def _choose_columns(
             f"{shown(source)}: which column holds the label? Columns: {', '.join(names)}. "
             "Name it with --label-column."
         )
-    return Columns(record, label or others[0], split or "")
+    is_read = split_column in (None, split)
+    return Columns(record, label or others[0], (split or "") if is_read else "")
 
 
 def _pick(
@@ -266,10 +265,12 @@ def _pick(
     return wanted
 
 
-def _fasta_rows(lines: Iterable[str], source: str) -> Iterator[_Row]:
+def _fasta_rows(lines: Iterable[str], source: str, split_key: str | None) -> Iterator[_Row]:
+    split_of = split_reader(split_key)
     for place, entry in enumerate(parse_fasta(lines, source, LabelError)):
         name = (*entry.title.split(maxsplit=1), "")[0]
-        yield _Row(name, "".join(entry.text.split()), "", source, entry.line, place)
+        split, _ = split_of(entry.title)
+        yield _Row(name, "".join(entry.text.split()), split, source, entry.line, place)
 
 
 def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:
@@ -292,8 +293,3 @@ def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:
 def _used_before(row: _Row, file: str, line: int) -> str:
     where = "" if file == row.source else f" of {shown(file)}"
     return f"the id was used before, on line {line}{where}; one label per id"
-
-
-def split_name(text: str) -> str | None:
-    """``train``, ``valid`` or ``test`` for the usual ways to write them; None for anything else."""
-    return _SPLITS.get(text.strip().lower())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from seqtrain.data.label_table import split_name
+from seqtrain.data.header_splits import split_name
 from seqtrain.data.store import STORE_FORMAT
 
 _TABLE_COLUMNS = ["id", "length", "status"]

@@ -1,4 +1,4 @@
-"""Which part each record is for: as files or a column say, and made where they say nothing."""
+"""Assigns each record to train, valid or test: by files or named splits, else by a seeded split."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +10,11 @@ from jaxtyping import Float64, Int64, Shaped
 
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import reject, reject_message
-from seqtrain.data.join import split_source
-from seqtrain.data.label_table import LabelTable, split_name
+from seqtrain.data.files import shown
+from seqtrain.data.header_splits import split_name
+from seqtrain.data.id_matching import listed
 from seqtrain.data.labels import LabelCodec, is_regression, mean_number
+from seqtrain.data.named_splits import ASIDE, Found, NamedSplits, is_off
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.errors import ConfigError, DataError, LabelError
@@ -27,42 +29,88 @@ class Partition(NamedTuple):
 
 
 def given_parts(
-    pieces: Sequence[Tokenized], table: LabelTable, files: Mapping[str, Sequence[str]]
+    pieces: Sequence[Tokenized], found: Found, files: Mapping[str, Sequence[str]]
 ) -> Partition:
-    """What files or, without files for validation and test, the split column say.
+    """Splits by file, or, without files for validation and test, as tables and headers name them.
 
     Args:
         pieces: All records.
-        table: Their labels, with a split column or without.
+        found: Splits named by tables, columns or headers.
         files: Paths by part.
 
     Raises:
-        LabelError: The column holds something else than names of parts, nothing, or no train.
+        LabelError: The splits named leave out records, or all of train.
     """
     if files["valid"] or files["test"]:
-        return Partition(_parts_by_file(pieces, files), "by file")
-    if not table.splits or not any(record in table.splits for record in ids_of(pieces)):
+        parts = _parts_by_file(pieces, files)
+        if found.splits is not None:
+            found.warnings.extend(_contradictions(pieces, parts, found.splits))
+        return Partition(parts, "by file")
+    if found.splits is None:
         alone = np.array(["train"] * sum(map(len, pieces)))
         return Partition(alone, "all records are in the train files")
-    where = split_source(table)
-    texts = [table.splits.get(record, "") for record in ids_of(pieces)]
-    if strange := Counter(text for text in texts if text and not split_name(text)):
-        found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))
-        raise LabelError(f"{where}: expected train, valid or test, found {found}.")
+    where, texts = found.splits.where, found.splits.texts
     missing = [
         reject(record, f"has no split in {where}")
-        for record, text in zip(Headers(pieces), texts, strict=True)
-        if not text
+        for record in Headers(pieces)
+        if record.id not in texts
     ]
     if missing:
-        raise LabelError(reject_message(missing))
-    parts = np.array([split_name(text) for text in texts])
+        message = reject_message(missing)
+        raise LabelError(f"{message}\nAdd them, or leave the splits aside with {ASIDE}.")
+    parts = np.array([split_name(texts[record]) for record in ids_of(pieces)])
     if not (parts == "train").any():
         raise LabelError(
             f"{where}: no record is for training, all are for validation or test. Name every part "
-            "as files (--train, --valid, --test), or take the column out of the table."
+            f"as files (--train, --valid, --test), or leave the splits aside with {ASIDE}."
         )
     return Partition(parts, f"by {where}")
+
+
+def refuse_split_twice(
+    files: Mapping[str, Sequence[str]], tables: Sequence[str], split_column: str | None
+) -> None:
+    """Refuse a split that is asked for in two ways.
+
+    Raises:
+        ConfigError: Files for validation or test stand beside a splits table or a split column.
+    """
+    by_file = " and ".join(f"--{part}" for part in ("valid", "test") if files[part])
+    if not by_file:
+        return
+    if tables:
+        raise ConfigError(
+            f"{', '.join(map(shown, tables))}: names the split of each record, and {by_file} does "
+            "so by file. Give one of them."
+        )
+    if split_column and not is_off(split_column):
+        raise ConfigError(
+            f"--split-column {split_column}: {by_file} give the split by file, and no column "
+            "is read beside them. Leave one of them out."
+        )
+
+
+def _contradictions(
+    pieces: Sequence[Tokenized], parts: Shaped[np.ndarray, " N"], named: NamedSplits
+) -> list[str]:
+    """What splits named by a table or headers say otherwise than the files, in one line."""
+    different = [
+        (record, part, other)
+        for record, part in zip(ids_of(pieces), parts.tolist(), strict=True)
+        if (other := split_name(named.texts.get(record, "")) or part) != part
+    ]
+    if not different:
+        return []
+    counts = Counter((part, other) for _, part, other in different)
+    said = ", ".join(
+        f"{count:,} of the {part} files are {other} there"
+        for (part, other), count in counts.items()
+    )
+    examples = listed([record for record, *_ in different])
+    return [
+        f"{named.where} contradicts the files for {len(different):,} records: {said} ({examples}). "
+        "The files are followed"
+    ]
 
 
 def _parts_by_file(

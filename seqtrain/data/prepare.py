@@ -12,12 +12,14 @@ from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_datasets
-from seqtrain.data.label_table import LabelTable, header_splits
+from seqtrain.data.label_table import Columns, LabelTable
 from seqtrain.data.labels import LabelCodec, infer_task
-from seqtrain.data.partition import complete_parts, given_parts, pick
+from seqtrain.data.named_splits import find_splits, is_off
+from seqtrain.data.partition import complete_parts, given_parts, pick, refuse_split_twice
 from seqtrain.data.ragged import Texts
 from seqtrain.data.reading import read_tokenized
 from seqtrain.data.report import data_report
+from seqtrain.data.split_table import take_split_tables
 from seqtrain.data.splits import SPLITS
 from seqtrain.data.store import is_store
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
@@ -59,6 +61,7 @@ def prepare_data(
     valid: Sequence[str] = (),
     test: Sequence[str] = (),
     labels: Sequence[str] = (),
+    splits: Sequence[str] = (),
     id_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
@@ -78,18 +81,20 @@ def prepare_data(
 ) -> PreparedData:
     """Records of all files, tokenized, labelled and split.
 
-    Files decide the split when some are given for validation or test; otherwise the split column
-    does, if there is one. A part that neither names is then taken from train by its fraction.
+    Files decide the split when some are given for validation or test; otherwise splits tables, a
+    column of the labels or the headers do, the first of these that there is. A part that none of
+    them names is then taken from train by its fraction.
 
     Args:
         train: FASTA files, ``-`` is standard input; or stores (:mod:`seqtrain.data.store`).
         valid: Files of the same kind for validation.
         test: Likewise for the test.
         labels: Label tables or labels FASTA files; none: ``label=...`` in the headers. The task
-            mlm has none, and takes splits from files or headers alone.
+            mlm has none. A table with an id and a split alone is one of ``splits``.
+        splits: Tables of record id and split, as ``seqtrain data split`` writes them.
         id_column: Column of ids; none: found by name, as are the next two.
         label_column: Column, or header key, of labels.
-        split_column: Column, or header key, of splits.
+        split_column: Column, or header key, of splits; ``""`` or ``none``: neither is read.
         task: One of ``TASKS``; none: told from the labels, and never mlm.
         alphabet: ``protein``, ``dna`` or ``rna``; none: told from all letters.
         ambiguous: What an ambiguity code becomes; for this and the next three see ``Tokenizer``.
@@ -113,10 +118,12 @@ def prepare_data(
     """
     if not train:
         raise DataError("There is no training file; name one with --train.")
+    labels, more_splits = take_split_tables(labels, label_column, split_column)
+    splits = [*splits, *more_splits]
     if task == "mlm":
         refuse_labels(
             " Name files of your own by --train (with -n mlm there are no others); parts are named "
-            "by files (--valid, --test) or by split=... in the headers.",
+            "by files (--valid, --test), by --splits or by split=... in the headers.",
             labels=labels,
             id_column=id_column,
             label_column=label_column,
@@ -124,7 +131,8 @@ def prepare_data(
         )
     files = {"train": list(train), "valid": list(valid), "test": list(test)}
     paths = [path for part in files.values() for path in part]
-    refuse_repeats([*paths, *labels])
+    refuse_repeats([*paths, *labels, *splits])
+    refuse_split_twice(files, splits, split_column)
     settings = {
         "alphabet": alphabet,
         "ambiguous": ambiguous,
@@ -135,20 +143,21 @@ def prepare_data(
     pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong)
     headers = Headers(pieces)
     if task == "mlm":
-        table = header_splits(headers, split_column or "split")
+        table = LabelTable("header", Columns("", "", ""))
     else:
         table = join_labels(
             headers,
             labels,
             id_column=id_column,
             label_column=label_column,
-            split_column=split_column,
+            split_column=None if is_off(split_column) else split_column,
         )
+    found = find_splits(headers, table, splits, split_column=split_column, id_column=id_column)
     ids = Texts.of(ids_of(pieces))
     values = [table.values.get(record, "") for record in ids]
     chosen_task = task or infer_task(values, table.kind)
     check_labels(headers, table, chosen_task)
-    given = given_parts(pieces, table, files)
+    given = given_parts(pieces, found, files)
     fit = partial(_fit, chosen_task, values, ignore_labels, table, tokenizer)
     partition = complete_parts(
         given,
@@ -168,9 +177,8 @@ def prepare_data(
         "task": "given" if task else "told from the labels",
         "split": partition.how,
     }
-    report = data_report(
-        {**files, "labels": list(labels)}, pieces, table, tokenizer, codec, parts, how
-    )
+    named = {**files, "labels": labels, "splits": splits}
+    report = data_report(named, found.warnings, pieces, table, tokenizer, codec, parts, how)
     return PreparedData(
         train=parts["train"],
         valid=parts["valid"],

@@ -17,6 +17,7 @@ from seqtrain.data.tokenizer import Tokenizer
 
 def data_report(
     files: Mapping[str, Sequence[str]],
+    warnings: Sequence[str],
     pieces: Sequence[Tokenized],
     table: LabelTable,
     tokenizer: Tokenizer,
@@ -27,7 +28,8 @@ def data_report(
     """What was read, decided and left out, ready for JSON.
 
     Args:
-        files: Paths by part, and those of ``labels``.
+        files: Paths by part, and those of ``labels`` and ``splits``.
+        warnings: Those of the splits.
         pieces: All records that are used, and those left out.
         table: All labels that were read.
         tokenizer: How letters were read.
@@ -61,7 +63,9 @@ def data_report(
         "truncated": truncated,
         "fingerprints": {name: part.fingerprint() for name, part in parts.items()},
         "warnings": [
+            *table.notes,
             *_label_warnings(table, codec, unused),
+            *warnings,
             *_length_warnings(len(skipped), len(truncated)),
             *_letter_warnings(tokenizer, letters, policies),
         ],

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqtrain.data.fasta import Record
-from seqtrain.data.label_table import header_labels, read_labels, split_name
+from seqtrain.data.header_splits import split_name
+from seqtrain.data.label_table import header_labels, read_labels
 from seqtrain.errors import DataError, LabelError
 
 
@@ -111,7 +112,7 @@ def test_column_that_cannot_be_told_is_asked_for(write):
     assert "which column holds the label" in message_of(write("id\tsplit\na\ttrain\n"))
 
 
-@pytest.mark.parametrize("option", ["id_column", "label_column", "split_column"])
+@pytest.mark.parametrize("option", ["id_column", "label_column"])
 def test_unknown_column_gets_the_nearest_name(write, option):
     path = write("id\tactivity\na\t1\n")
     message = message_of(path, **{option: "activty"})

@@ -54,11 +54,12 @@ def test_table_without_header_is_suspected(folder):
 
 def test_labels_that_match_no_record_show_both_kinds_of_id(folder):
     train = folder.fasta("a.fa", peptides(5))
-    labels = folder.table({f"sp|P{n}": "a" for n in range(5)})
+    labels = folder.table({f"sp|Q{n}": "a" for n in range(5)})
     message = error_of(LabelError, train=[train], labels=[labels])
     assert message == (
-        f"{labels}, column 'label': no id is that of a record. The records are called 'p0', 'p1', "
-        "'p2'; the labels are for 'sp|P0', 'sp|P1', 'sp|P2'. Choose the id column with "
+        f"{labels}, column 'label': none of its ids matches a record. The records are called "
+        "'p0', 'p1', 'p2', 'p3', 'p4'; the labels are for 'sp|Q0', 'sp|Q1', 'sp|Q2', 'sp|Q3', "
+        "'sp|Q4'. Choose the id column with "
         "--id-column, or make the ids alike."
     )
 
@@ -152,7 +153,8 @@ def test_unknown_names_in_the_split_column_are_listed(folder):
     message = error_of(LabelError, train=[folder.fasta("a.fa", records)], labels=[table])
     assert message == (
         f"{table}, column 'split': expected train, valid or test, found "
-        "'holdout' (4 records), 'fold3' (4 records)."
+        "'holdout' (4 records), 'fold3' (4 records). Write these names, name another column with "
+        "--split-column, or leave it aside with --split-column ''."
     )
 
 
