@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from seqtrain.data.baselines import (
-    Scores,
     baselines,
     composition_baseline,
     length_only_baseline,
     majority_baseline,
 )
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.scores import Scores
 from seqtrain.data.similarity import IDENTITY, similar_pairs
 
 __all__ = [

@@ -11,13 +11,18 @@ from jaxtyping import Float, Float32, Int64
 
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import IGNORE, is_residue
-
-Scores = dict[str, float]
-"""Metrics by the names of the command line; NaN where one is not defined."""
+from seqtrain.data.scores import Scores, score
 
 # Composition is fitted to at most this many records, drawn at random, and to so many k-mers.
 MAX_RECORDS = 50_000
 MAX_KMERS = 1500
+
+MANY_CLASSES = 20
+"""Of more classes or labels, lengths are judged by neighbours: trees are fitted for each of them,
+a hundred at a time, and took longer than the training of the model that they are held against."""
+
+NEIGHBOURS = 50
+"""Training records of nearly the same length whose classes are counted."""
 
 
 def baselines(train: SequenceDataset, test: SequenceDataset, task: str) -> dict[str, Scores]:
@@ -63,22 +68,39 @@ def length_only_baseline(
     test_targets: np.ndarray,
     task: str,
 ) -> Scores:
-    """Scores of gradient-boosted trees that see nothing but the number of residues.
+    """Scores of a model that sees nothing but the number of residues.
+
+    Gradient-boosted trees; of more than ``MANY_CLASSES`` classes or labels, their frequencies
+    among the ``NEIGHBOURS`` training records of the nearest length.
 
     Raises:
         ValueError: ``task`` is about residues, which have no length.
     """
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
     _check_records(task)
-    model = (
-        HistGradientBoostingRegressor(random_state=0)
-        if task == "regression"
-        else HistGradientBoostingClassifier(random_state=0)
-    )
     train, test = (x[:, None].astype(np.float64) for x in (train_lengths, test_lengths))
+    model = _length_model(task, len(train), _num_outputs(task, train_targets, test_targets))
     outputs = _fit_predict(model, train, train_targets, test, test_targets, task)
     return score(task, outputs, test_targets)
+
+
+def _length_model(task: str, num_records: int, num_outputs: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    neighbours = min(NEIGHBOURS, num_records)
+    if task == "regression":
+        return HistGradientBoostingRegressor(random_state=0)
+    if num_outputs <= MANY_CLASSES:
+        return HistGradientBoostingClassifier(random_state=0)
+    if task == "multilabel":
+        return KNeighborsRegressor(neighbours)  # of all labels at once
+    return KNeighborsClassifier(neighbours)
+
+
+def _num_outputs(task: str, train_targets: np.ndarray, test_targets: np.ndarray) -> int:
+    if task == "multilabel":
+        return int(train_targets.shape[1])
+    return 1 if task == "regression" else _num_classes(train_targets, test_targets)
 
 
 def composition_baseline(train: SequenceDataset, test: SequenceDataset, task: str) -> Scores:
@@ -101,16 +123,22 @@ def composition_baseline(train: SequenceDataset, test: SequenceDataset, task: st
         train = train.subset(np.sort(rng.choice(len(train), MAX_RECORDS, replace=False)))
     counts = train.token_counts()
     letters = np.flatnonzero(counts >= len(train.tokens) / 100)
+    num_outputs = _num_outputs(task, _targets(train), _targets(test))
     model = make_pipeline(
         StandardScaler(),
         RidgeCV(alphas=np.logspace(0, 4, 5))
         if task == "regression"
-        else LogisticRegression(C=0.1, max_iter=200),
+        else LogisticRegression(C=0.1, max_iter=_most_iterations(num_outputs)),
     )
     features = composition(train, letters), composition(test, letters)
     wanted, found = _targets(train), _targets(test)
     outputs = _fit_predict(model, features[0], wanted, features[1], found, task)
     return score(task, outputs, found)
+
+
+def _most_iterations(num_outputs: int) -> int:
+    """Of an optimizer whose steps take as much longer as there are classes."""
+    return int(np.clip(200 * MANY_CLASSES / num_outputs, 20, 200))
 
 
 def composition(
@@ -169,12 +197,32 @@ def _fit_predict(
     """Probabilities of every class or label, or predicted values, for the test records."""
     if task == "regression":
         return np.asarray(model.fit(train, train_targets).predict(test), np.float64)
+    if task == "multilabel" and _num_outputs(task, train_targets, test_targets) > MANY_CLASSES:
+        return _many_labels(model, train, train_targets, test)
     if task == "multilabel":
         labels = train_targets.astype(np.int64).T
         columns = [_probabilities(model, train, label, test, 2)[:, 1] for label in labels]
         return np.stack(columns, axis=1)
     num_classes = _num_classes(train_targets, test_targets)
     return _probabilities(model, train, train_targets, test, num_classes)
+
+
+def _many_labels(
+    model: Any,
+    train: Float[np.ndarray, "N F"],
+    train_targets: Float[np.ndarray, "N K"],
+    test: Float[np.ndarray, "M F"],
+) -> Float[np.ndarray, "M K"]:
+    """Probabilities of many labels at once, by a model that takes them so or a ridge instead."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    if not isinstance(model, KNeighborsRegressor):
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        model = make_pipeline(StandardScaler(), Ridge(alpha=100.0))
+    return np.asarray(model.fit(train, train_targets).predict(test), np.float64).clip(0, 1)
 
 
 def _probabilities(
@@ -196,89 +244,6 @@ def _probabilities(
             warnings.simplefilter("ignore", ConvergenceWarning)
             outputs[:, seen] = model.fit(train, classes).predict_proba(test)
     return outputs
-
-
-def score(
-    task: str,
-    outputs: Float[np.ndarray, "N K"] | Float[np.ndarray, " N"],
-    targets: np.ndarray,
-) -> Scores:
-    """The metrics that a model's evaluation reports, by scikit-learn, less the loss.
-
-    Args:
-        task: What is predicted.
-        outputs: Probabilities ``(N, K)``, or values ``(N,)`` for a regression.
-        targets: Class indices ``(N,)``, labels ``(N, K)`` of 0 and 1, or values ``(N,)``.
-    """
-    match task:
-        case "regression":
-            return _score_values(outputs, targets.astype(np.float64))
-        case "multilabel":
-            return _score_labels(outputs, targets > 0.5)
-        case _:
-            return _score_classes(outputs, targets)
-
-
-def _score_classes(outputs: Float[np.ndarray, "N K"], targets: Int64[np.ndarray, " N"]) -> Scores:
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    predicted = outputs.argmax(axis=1)
-    several = len(np.unique(targets)) > 1
-    scores = {
-        "accuracy": float(accuracy_score(targets, predicted)),
-        "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0)),
-        "mcc": float(matthews_corrcoef(targets, predicted)) if several else np.nan,
-    }
-    positive = targets[:, None] == np.arange(outputs.shape[1])
-    if outputs.shape[1] == 2:
-        return {**scores, **_rank(outputs[:, 1:], positive[:, 1:], prefix="")}
-    return {**scores, **_rank(outputs, positive, prefix="macro_")}
-
-
-def _score_labels(outputs: Float[np.ndarray, "N K"], targets: Any) -> Scores:
-    predicted = outputs > 0.5
-    hits = (predicted & targets).sum(axis=0)
-    named = predicted.sum(axis=0) + targets.sum(axis=0)
-    return {
-        "accuracy": float((predicted == targets).all(axis=1).mean()),
-        "macro_f1": float(np.mean(2 * hits[named > 0] / named[named > 0])),
-        **_rank(outputs, targets, prefix="macro_"),
-    }
-
-
-def _rank(outputs: Float[np.ndarray, "N K"], positive: Any, prefix: str) -> Scores:
-    """Mean ranking metrics of the columns that have both positives and negatives."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
-    ranked = np.flatnonzero(positive.any(axis=0) & ~positive.all(axis=0))
-    means = {}
-    for name, metric in {"auroc": roc_auc_score, "auprc": average_precision_score}.items():
-        values = [metric(positive[:, i], outputs[:, i]) for i in ranked]
-        means[prefix + name] = float(np.mean(values)) if values else np.nan
-    return means
-
-
-def _score_values(outputs: Float[np.ndarray, " N"], targets: Float[np.ndarray, " N"]) -> Scores:
-    from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
-
-    return {
-        "r2": float(r2_score(targets, outputs)) if np.ptp(targets) > 0 else np.nan,
-        "pearson": _correlation(targets, outputs),
-        "spearman": _correlation(_midranks(targets), _midranks(outputs)),
-        "rmse": float(root_mean_squared_error(targets, outputs)),
-        "mae": float(mean_absolute_error(targets, outputs)),
-    }
-
-
-def _correlation(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float:
-    return float(np.corrcoef(x, y)[0, 1]) if np.ptp(x) > 0 and np.ptp(y) > 0 else np.nan
-
-
-def _midranks(x: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """Ranks, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ranks: np.ndarray = (np.cumsum(counts) - counts / 2)[inverse]
-    return ranks
 
 
 def _num_classes(*targets: np.ndarray) -> int:

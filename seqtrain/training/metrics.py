@@ -34,7 +34,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 
 from seqtrain.data.labels import IGNORE
-from seqtrain.training.ranking import Counts, Groups, PerDraw, rank_correlation, ranking_areas
+from seqtrain.training.ranking import (
+    Counts,
+    Groups,
+    PerDraw,
+    class_areas,
+    rank_correlation,
+    ranking_areas,
+)
 
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {
@@ -54,6 +61,9 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "perplexity": False,
     }
 )
+
+MANY_CLASSES = 16
+"""More classes, of fewer records each than this, are ranked all at once."""
 
 _PRIMARY = {
     # Unlike accuracy it does not reward always answering with the commonest class.
@@ -316,20 +326,34 @@ def _likelihood(
 
 def _class_counts(probabilities: np.ndarray, targets: np.ndarray) -> WeightedMetrics:
     num_classes = probabilities.shape[1]
-    groups = Groups.of(targets.astype(np.int64) * num_classes + probabilities.argmax(axis=1))
+    targets, predicted = targets.astype(np.int64), probabilities.argmax(axis=1)
+    right = np.flatnonzero(targets == predicted)
+    # Margins of the confusion matrix alone: of many classes it is large, for each of the draws.
+    actual, named = Groups.of(targets), Groups.of(predicted)
+    hit = Groups.of(targets[right])
 
     def metrics(counts: Counts) -> dict[str, PerDraw]:
-        cells = np.zeros((num_classes**2, counts.shape[1]))
-        cells[groups.keys] = groups.sums(counts)
-        return _from_confusion(cells.reshape(num_classes, num_classes, -1))
+        hits, actuals, predictions = np.zeros((3, num_classes, counts.shape[1]))
+        actuals[actual.keys] = actual.sums(counts)
+        predictions[named.keys] = named.sums(counts)
+        if len(right):
+            hits[hit.keys] = hit.sums(counts[right])
+        return _from_margins(hits, actuals, predictions)
 
     return metrics
 
 
 def _from_confusion(confusion: Float[np.ndarray, "K K D"]) -> dict[str, PerDraw]:
     hits = np.einsum("kkd->kd", confusion)
-    total = confusion.sum(axis=(0, 1))
-    actual, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    return _from_margins(hits, confusion.sum(axis=1), confusion.sum(axis=0))
+
+
+def _from_margins(
+    hits: Float[np.ndarray, "K D"],
+    actual: Float[np.ndarray, "K D"],
+    predicted: Float[np.ndarray, "K D"],
+) -> dict[str, PerDraw]:
+    total = actual.sum(axis=0)
     # Shares, not counts: squares of counts of residues leave the exact range of float64.
     p, q = actual / total, predicted / total
     accuracy = hits.sum(axis=0) / total
@@ -374,6 +398,8 @@ def _multilabel_sums(probabilities: np.ndarray, targets: np.ndarray) -> Weighted
 
 def _class_rankings(probabilities: np.ndarray, targets: np.ndarray) -> WeightedMetrics:
     num_classes = probabilities.shape[1]
+    if num_classes > MANY_CLASSES and 0 < len(targets) < MANY_CLASSES * num_classes:
+        return _macro_means(class_areas(probabilities, targets.astype(np.int64)))
     if num_classes != 2:
         return _macro_ranking(probabilities, targets[:, None] == np.arange(num_classes))
     ranking = ranking_areas(probabilities[:, 1], targets == 1)
@@ -389,9 +415,12 @@ def _macro_ranking(
     scores: Float[np.ndarray, "N K"], positive: Bool[np.ndarray, "N K"]
 ) -> WeightedMetrics:
     rankings = [ranking_areas(*column) for column in zip(scores.T, positive.T, strict=True)]
+    return _macro_means(lambda counts: np.stack([each(counts) for each in rankings], axis=1))
 
+
+def _macro_means(ranking: Callable[[Counts], Float[np.ndarray, "2 K D"]]) -> WeightedMetrics:
     def metrics(counts: Counts) -> dict[str, PerDraw]:
-        areas = np.stack([ranking(counts) for ranking in rankings], axis=1)
+        areas = ranking(counts)
         return {
             "macro_auroc": _mean_of_defined(areas[0]),
             "macro_auprc": _mean_of_defined(areas[1]),

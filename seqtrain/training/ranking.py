@@ -7,10 +7,13 @@ sums, not sorts. What is not defined is 0/0, and NaN; silencing the warning is t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Shaped
+
+_COMPARISONS_AT_ONCE = 4_000_000
 
 Counts: TypeAlias = Float[np.ndarray, "N D"]
 PerDraw: TypeAlias = Float[np.ndarray, " D"]
@@ -72,6 +75,84 @@ def ranking_areas(
         return np.stack([auroc, np.where(missed[-1] > 0, auprc, np.nan)])
 
     return areas
+
+
+def class_areas(
+    scores: Float[np.ndarray, "N K"], targets: Int64[np.ndarray, " N"]
+) -> Callable[[Counts], Float[np.ndarray, "2 G D"]]:
+    """AUROC and average precision of each class that has records, one against the rest.
+
+    The same as :func:`ranking_areas` class by class, where there are many: how many records rank
+    above each record in its own class are products of comparisons and counts, ``N² D`` sums in a
+    matrix product where going through the classes takes ``N K D`` gathered ones. Comparisons are
+    made anew for each matrix of counts, a block at a time, so memory does not grow with ``N²``.
+    """
+    order = np.argsort(targets, kind="stable")
+    sorted_scores, classes = scores[order], targets[order]
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    first = np.searchsorted(classes, classes, side="left")
+    end = np.searchsorted(classes, classes, side="right")
+    step = max(1, _COMPARISONS_AT_ONCE // max(1, len(classes)))
+
+    def areas(counts: Counts) -> Float[np.ndarray, "2 G D"]:
+        counts = counts[order]
+        total = counts.sum(axis=0)
+        beaten, precision = np.empty_like(counts), np.empty_like(counts)
+        for begin in range(0, len(classes), step):
+            rows = slice(begin, begin + step)
+            own = sorted_scores.T[classes[rows]]
+            mine = np.take_along_axis(own, np.arange(len(classes))[rows, None], axis=1)
+            # All records of the classes of these rows lie in these columns.
+            near = slice(first[rows][0], end[rows][-1])
+            same = classes[rows, None] == classes[None, near]
+            ranked = _Ranked(own >= mine, own == mine, counts, near, same)
+            beaten[rows], precision[rows] = ranked.beaten(total), ranked.precision()
+        positives = np.add.reduceat(counts, starts, axis=0)
+        negatives = total - positives
+        auroc = np.add.reduceat(counts * beaten, starts, axis=0) / (positives * negatives)
+        auprc = np.add.reduceat(counts * precision, starts, axis=0) / positives
+        return np.stack([auroc, np.where(negatives > 0, auprc, np.nan)])
+
+    return areas
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Some records against all: which of these rank as high or higher in the class of those."""
+
+    reached: Bool[np.ndarray, "R N"]
+    tied: Bool[np.ndarray, "R N"]
+    counts: Counts
+    near: slice
+    """Columns that hold all records of the same class."""
+    same: Bool[np.ndarray, "R M"]
+    """Which of those are of the same class."""
+
+    @cached_property
+    def _all(self) -> Float[np.ndarray, "R D"]:
+        return np.asarray(self.reached.astype(np.float64) @ self.counts)
+
+    @cached_property
+    def _own(self) -> Float[np.ndarray, "R D"]:
+        return self._of_class(self.reached)
+
+    def _of_class(self, chosen: Bool[np.ndarray, "R N"]) -> Float[np.ndarray, "R D"]:
+        among = (chosen[:, self.near] & self.same).astype(np.float64)
+        return np.asarray(among @ self.counts[self.near])
+
+    def beaten(self, total: PerDraw) -> Float[np.ndarray, "R D"]:
+        """Negatives ranked below, ties counted half."""
+        negatives = total - self._of_class(np.ones_like(self.reached))
+        below = negatives - (self._all - self._own)
+        elsewhere = self.tied.copy()
+        elsewhere[:, self.near] &= ~self.same
+        if not elsewhere.any():
+            return np.asarray(below)
+        return np.asarray(below + elsewhere.astype(np.float64) @ self.counts / 2)
+
+    def precision(self) -> Float[np.ndarray, "R D"]:
+        """Positives among those that rank as high or higher."""
+        return np.asarray(self._own / np.maximum(self._all, 1))
 
 
 def rank_correlation(

@@ -6,6 +6,7 @@ import scipy.stats
 import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traced_memory import most_memory
 
 from seqtrain.training.metrics import (
     HIGHER_IS_BETTER,
@@ -17,6 +18,7 @@ from seqtrain.training.metrics import (
     record_confusions,
     weighted_metrics,
 )
+from seqtrain.training.ranking import class_areas, ranking_areas
 
 NAMES = [
     *("loss", "accuracy", "macro_f1", "mcc", "auroc", "auprc", "macro_auroc", "macro_auprc"),
@@ -315,3 +317,40 @@ def test_a_ratio_metric_is_the_ratio_of_sums():
     counts = np.array([[1.0, 0.0, 0.0], [1.0, 2.0, 0.0], [1.0, 5.0, 1.0]])
     values = ratio_metric("loss", losses)(counts)["loss"]
     assert values == pytest.approx([7 / 4, 1, np.nan], nan_ok=True)
+
+
+@pytest.mark.parametrize("block", [1, 300, 10**6])
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_many_classes_at_once_rank_as_each_of_them_alone(monkeypatch, block, decimals):
+    monkeypatch.setattr("seqtrain.training.ranking._COMPARISONS_AT_ONCE", block)
+    rng = np.random.default_rng(decimals)
+    scores = rng.random((90, 40)).round(decimals)
+    targets = rng.integers(0, 37, 90)
+    counts = rng.integers(0, 3, (90, 7)).astype(np.float64)
+    with np.errstate(all="ignore"):
+        found = class_areas(scores, targets)(counts)
+        wanted = [ranking_areas(scores[:, k], targets == k)(counts) for k in np.unique(targets)]
+    np.testing.assert_allclose(found, np.stack(wanted, axis=1), rtol=1e-12)
+
+
+def test_the_metrics_of_many_classes_equal_scikit_learns():
+    rng = np.random.default_rng(0)
+    targets = np.arange(120) % 40
+    outputs = rng.dirichlet(np.ones(40), 120) + 0.05 * np.eye(40)[targets]
+    found = compute_metrics("classification", outputs, targets)
+    positive = np.eye(40)[targets]
+    rank = [sk.roc_auc_score(positive, outputs), sk.average_precision_score(positive, outputs)]
+    np.testing.assert_allclose([found["macro_auroc"], found["macro_auprc"]], rank)
+    predicted = outputs.argmax(axis=1)
+    assert found["mcc"] == pytest.approx(sk.matthews_corrcoef(targets, predicted))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(targets, predicted, average="macro"))
+
+
+def test_a_bootstrap_of_many_classes_takes_neither_long_nor_much_memory():
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 600, 600)
+    outputs = rng.random((600, 600), dtype=np.float32)
+    outputs /= outputs.sum(axis=1, keepdims=True)
+    metrics = weighted_metrics("classification", outputs, targets)
+    counts = rng.integers(0, 3, (600, 400)).astype(np.float64)
+    assert most_memory(lambda: metrics(counts)) < 100e6  # 1.2 GB as full confusion matrices
