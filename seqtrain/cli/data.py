@@ -1,5 +1,6 @@
 """`seqtrain data`: check, tokenize, split and audit files before anything is trained."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,16 +141,16 @@ def split(
 ) -> None:
     """Divide records into train, valid and test, and write who is where.
 
-    Use the file with `seqtrain train --labels`, after joining it to your labels, or as it is with
-    `--split-column split`.
+    Labels are read as in training. Train with the file by `seqtrain train ... --splits FILE`: it
+    goes with labels of every kind, and with task=mlm. FASTA files or stores of `data tokenize`.
     """
     from collections import Counter
 
-    from seqtrain.data.dividing import split_files
+    from seqtrain.data.dividing import METHODS, split_files
     from seqtrain.data.outputs import Output, check_outputs, write_report
     from seqtrain.data.own_files import is_split_table
 
-    if method not in ("random", "stratified", "similarity"):
+    if method not in METHODS:
         raise typer.BadParameter("--method takes random, stratified or similarity.")
     if valid_fraction + test_fraction >= 1:
         raise ConfigError("--valid-fraction and --test-fraction leave nothing to train on.")
@@ -158,7 +159,7 @@ def split(
         [*fasta, *(labels or [])],
         overwrite=overwrite,
     )
-    rows = split_files(
+    rows, warnings = split_files(
         fasta,
         labels or (),
         label_column=label_column,
@@ -171,7 +172,23 @@ def split(
     write_report(output, "id\tsplit\n" + lines)
     counts = Counter(part for _, part in rows)
     said = ", ".join(f"{counts[part]:,} {part}" for part in ("train", "valid", "test"))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     print(f"{said}, written to {output}", file=sys.stderr)
+    if output.is_file():
+        named = {"--labels": labels or [], "--label-column": label_column, "--id-column": id_column}
+        print(f"train with: {_training(fasta, named, output)}", file=sys.stderr)
+
+
+def _training(fasta: list[str], named: "dict[str, list[str] | str | None]", splits: Path) -> str:
+    """The command that trains on these files with a splits table."""
+    words = ["seqtrain", "train"]
+    for path in fasta:
+        words += ["--train", path]
+    for option, value in named.items():
+        for text in [value] if isinstance(value, str) else value or []:
+            words += [option, text]
+    return shlex.join([*words, "--splits", str(splits)])
 
 
 @app.command()

@@ -1,17 +1,32 @@
 """Splits of the records of some files, for `seqtrain data split`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from seqtrain.data.check import tokenizer_for
+from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.join import join_labels
-from seqtrain.data.label_table import LabelTable
-from seqtrain.data.labels import infer_task, mean_number
+from seqtrain.data.label_table import header_labels
+from seqtrain.data.labels import LabelCodec, infer_task
+from seqtrain.data.named_splits import ASIDE, find_splits
+from seqtrain.data.partition import label_groups, pick
+from seqtrain.data.reading import read_tokenized
+from seqtrain.data.split_table import take_split_tables
 from seqtrain.data.splits import random_split, similarity_split, stratified_split
-from seqtrain.data.tokenized import Headers, tokenize_fasta
+from seqtrain.data.tokenized import Headers, ids_of
 from seqtrain.errors import DataError
+
+METHODS = ("random", "stratified", "similarity")
+_ANY = dict.fromkeys(("alphabet", "ambiguous", "gap", "stop", "other"))
+
+
+class Divided(NamedTuple):
+    """A split for each record, and what there is to say."""
+
+    rows: list[tuple[str, str]]
+    """Record id and split, in input order."""
+    warnings: list[str]
 
 
 def split_files(
@@ -23,39 +38,44 @@ def split_files(
     method: str,
     fractions: tuple[float, float, float],
     seed: int,
-) -> list[tuple[str, str]]:
-    """(record id, part) in input order.
+) -> Divided:
+    """Splits of the records of FASTA files or stores; labels are read as in training.
 
     Raises:
-        FastaError: records cannot be used.
-        LabelError: labels are missing.
-        DataError: a stratified split without labels.
+        FastaError: Records cannot be used.
+        LabelError: Labels are missing.
+        DataError: A stratified split without labels.
     """
-    data, _ = tokenize_fasta(fasta, tokenizer_for)
-    ids = list(data.sequences.ids)
-    if method == "random":
-        parts = random_split(len(data), fractions, seed)
-    elif method == "similarity":
-        parts = similarity_split(data.sequences, fractions, seed)
-    else:
-        if not labels and not any("label=" in text for text in data.descriptions):
+    refuse_repeats([*fasta, *labels])
+    pieces, _ = read_tokenized(fasta, _ANY)
+    headers, ids = Headers(pieces), list(ids_of(pieces))
+    warnings = []
+    if method == "stratified":
+        labels, split_tables = take_split_tables(labels, label_column)
+        if not labels and not header_labels(headers, label_column or "label").values:
             raise DataError(
                 "--method stratified needs labels: give --labels, or use random or similarity."
             )
-        headers = Headers([data])
         table = join_labels(headers, labels, label_column=label_column, id_column=id_column)
         values = [table.values[record] for record in ids]
-        parts = stratified_split(_strata(values, table), fractions, seed)
-    return list(zip(ids, parts.tolist(), strict=True))
-
-
-def _strata(values: Sequence[str], table: LabelTable) -> Any:
-    """Labels in the form that says how to stratify: numbers, sets of names, or names."""
-    task = infer_task(values, table.kind)
-    if task == "regression":
-        return np.array([float(value) for value in values])
-    if task == "residue_regression":
-        return np.array([mean_number(value) for value in values])
-    if task == "residue_classification":
-        return [sorted(set(value)) for value in values]
-    return list(values)
+        codec = LabelCodec.fit(infer_task(values, table.kind), values)
+        parts = stratified_split(label_groups(values, codec), fractions, seed)
+        found = find_splits(headers, table, split_tables)
+        warnings += [*table.notes, *found.warnings]
+    else:
+        if method == "random":
+            parts = random_split(len(ids), fractions, seed)
+        else:
+            sequences = [piece.sequences for piece in pieces]
+            parts = similarity_split(pick(sequences, np.arange(len(ids))), fractions, seed)
+        given = {"--labels": labels, "--label-column": label_column, "--id-column": id_column}
+        unused = [option for option, value in given.items() if value]
+        if unused:
+            warnings.append(f"{' and '.join(unused)} not used: --method {method} reads no labels")
+        found = find_splits(headers, None)
+    if found.splits is not None:
+        warnings.append(
+            f"{found.splits.where} names splits already; they are not looked at here, and training "
+            f"with the new ones needs {ASIDE}"
+        )
+    return Divided(list(zip(ids, parts.tolist(), strict=True)), warnings)

@@ -42,7 +42,7 @@ def is_off(split_column: str | None) -> bool:
 
 def find_splits(
     records: Sequence[Header],
-    table: LabelTable,
+    table: LabelTable | None,
     tables: Sequence[str] = (),
     *,
     split_column: str | None = None,
@@ -55,7 +55,7 @@ def find_splits(
 
     Args:
         records: All records.
-        table: Their labels.
+        table: Their labels; None: headers alone are read.
         tables: Splits tables.
         split_column: Column, or header key; none: found by its usual names; ``""`` or ``none``:
             neither columns nor headers are read.
@@ -87,7 +87,9 @@ def find_splits(
     return Found(first, warnings)
 
 
-def _of_column(table: LabelTable) -> list[NamedSplits]:
+def _of_column(table: LabelTable | None) -> list[NamedSplits]:
+    if table is None:
+        return []
     columns, files = table.columns, ", ".join(map(shown, table.files))
     if table.kind == "header" or (table.kind == "table" and columns.split == columns.label):
         return []
@@ -140,10 +142,10 @@ def _disagreement(records: Iterable[Header], one: NamedSplits, other: NamedSplit
     )
 
 
-def _nowhere(table: LabelTable, column: str) -> str:
-    names = [name for file in table.files for name in column_names(file)]
-    if table.kind != "table":
+def _nowhere(table: LabelTable | None, column: str) -> str:
+    if table is None or table.kind != "table":
         return f"--split-column {column}: no header has {column}=... Leave it out, or name another."
+    names = [name for file in table.files for name in column_names(file)]
     near = get_close_matches(column, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     files = ", ".join(map(shown, table.files))

@@ -202,7 +202,7 @@ def _divide(
         case "stratified" if not is_labelled:
             parts, rule = random_split(len(labels), fractions, seed), "at random, without labels"
         case "stratified":
-            groups = _groups(labels, codec)
+            groups = label_groups(labels, codec)
             parts, rule = stratified_split(groups, fractions, seed), strata(groups).rule
         case "similarity":
             parts, rule = similarity_split(records(), fractions, seed), "similar records together"
@@ -216,8 +216,8 @@ def _divide(
     return Partition(parts, rule)
 
 
-def _groups(labels: Sequence[str], codec: LabelCodec) -> list[Any] | Float64[np.ndarray, " N"]:
-    """Labels as ``strata`` takes them."""
+def label_groups(labels: Sequence[str], codec: LabelCodec) -> list[Any] | Float64[np.ndarray, " N"]:
+    """Labels in the form that ``strata`` takes."""
     match codec.task:
         case "classification":
             return list(labels)

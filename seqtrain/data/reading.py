@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
 
+from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import reject, reject_message
 from seqtrain.data.files import read_lines, shown
 from seqtrain.data.places import Places
@@ -58,7 +59,8 @@ def read_tokenized(
 def _tokenizer_for(settings: Mapping[str, str | None], letters: Mapping[str, int]) -> Tokenizer:
     """The tokenizer of these settings, its alphabet told from counted letters if not given."""
     given = {name: value for name, value in settings.items() if value is not None}
-    return Tokenizer.from_dict({"alphabet": looks_like(letters), **given})
+    standard = Tokenizer(ALPHABETS[looks_like(letters)]).to_dict()
+    return Tokenizer.from_dict({**standard, **given})
 
 
 def _check_settings(path: str, tokenizer: Tokenizer, wanted: Mapping[str, str | None]) -> None:

@@ -1,0 +1,79 @@
+"""`data split`: labels are read as in training, and the printed command trains on its file."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from prepared_data import Folder, peptides
+from typer.testing import CliRunner, Result
+
+from seqtrain.cli.main import app
+from seqtrain.errors import DataError
+
+NUM = 40
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def inputs(folder: Folder, kind: str) -> list[str]:
+    """FASTA and labels of a kind."""
+    records = peptides(NUM)
+    attributes = {
+        "header": "label={}",
+        "biotrainer": "TARGET={} SET=train VALIDATION=False",
+        "upper": "LABEL={}",
+    }
+    text = attributes.get(kind, "")
+    titled = {f"{k} {text.format('ab'[n % 2])}": s for n, (k, s) in enumerate(records.items())}
+    fasta = folder.fasta("my a.fasta", titled)
+    if kind == "table":
+        return [fasta, "--labels", folder.table({k: "ab"[n % 2] for n, k in enumerate(records)})]
+    if kind == "fasta":
+        letters = {k: ("HN" * len(s))[: len(s)] for k, s in records.items()}
+        return [fasta, "--labels", folder.fasta("labels.fa", letters)]
+    return [fasta]
+
+
+@pytest.mark.parametrize("kind", ["table", "fasta", "header", "biotrainer", "upper"])
+def test_the_printed_command_trains_on_the_split_that_was_written(folder, kind):
+    table = folder.path / "splits.tsv"
+    said = run("data", "split", *inputs(folder, kind), "-o", str(table))
+    rows = dict(line.split("\t") for line in table.read_text().splitlines()[1:])
+    command = next(line for line in said.stderr.splitlines() if line.startswith("train with: "))
+    words = shlex.split(command.removeprefix("train with: "))
+    assert words[:2] == ["seqtrain", "train"]
+    more = ["--split-column", ""] if kind == "biotrainer" else []
+    assert ("names splits already" in said.stderr) == (kind == "biotrainer")
+    shown = run(*words[1:], *more, "--dry-run", "--json")
+    parts = json.loads(shown.stdout)["data"]["parts"]
+    counts = {part: list(rows.values()).count(part) for part in ("train", "valid", "test")}
+    assert {part: facts["records"] for part, facts in parts.items()} == counts
+
+
+def test_labels_that_a_method_does_not_read_are_told(folder):
+    files = inputs(folder, "table")
+    said = run("data", "split", *files, "--method", "random", "-o", str(folder.path / "s.tsv"))
+    assert "warning: --labels not used: --method random reads no labels" in said.stderr
+
+
+def test_stores_are_split_as_their_files_are(folder):
+    (fasta,) = inputs(folder, "header")
+    store = str(folder.path / "store.arrow")
+    run("data", "tokenize", fasta, "-o", store)
+    for name, path in (("a.tsv", fasta), ("b.tsv", store)):
+        run("data", "split", path, "-o", str(folder.path / name))
+    assert (folder.path / "a.tsv").read_text() == (folder.path / "b.tsv").read_text()
+
+
+def test_a_stratified_split_without_labels_names_the_ways_out(folder):
+    fasta = folder.fasta("a.fasta", peptides(5))
+    with pytest.raises(DataError, match="give --labels, or use random or similarity"):
+        run("data", "split", fasta, "-o", str(folder.path / "s.tsv"))
