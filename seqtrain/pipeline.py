@@ -13,7 +13,7 @@ import torch
 
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import package_dir
-from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
+from seqtrain.config import RunConfig, TransformerConfig
 from seqtrain.data.corruption import Corruption
 from seqtrain.data.labels import is_regression
 from seqtrain.data.prepare import PreparedData, prepare_data
@@ -177,7 +177,7 @@ def train_run(
         raise ValueError("encoder.pretrained is set: plan_run needs the run that it names")
     trainer = build_trainer(plan, run)  # first: a device that is missing leaves no run behind
     if resume:
-        _check_same_data(run, report["fingerprints"])
+        _check_same_data(run, report)
         if plan.pretrained is not None:
             _check_same_origin(run, report["pretrained"])
     else:
@@ -187,7 +187,10 @@ def train_run(
     TrainingPart.of(data.train, data.codec.num_outputs).write(run.path / "training_part.npz")
     if goes_on:
         trainer.resume()
-    elif plan.pretrained is not None:
+        _check_goes_on(run, trainer)
+    if resume:
+        _update_run(run, config, report, trainer.progress)
+    if not goes_on and plan.pretrained is not None:
         trainer.save()  # from here on the run needs the pretrained one no longer
     trainer.observers = make_observers(run, plan, trainer.progress.step)
     try:
@@ -206,13 +209,61 @@ def fingerprints(data: PreparedData) -> dict[str, str]:
     return {name: part.fingerprint() for name, part in parts.items() if part is not None}
 
 
-def _check_same_data(run: RunDir, now: dict[str, str]) -> None:
-    before = read_run(run)[1].get("fingerprints")
-    if before != now:
+def _check_same_data(run: RunDir, now: dict[str, Any]) -> None:
+    """Refuse other records, residues, labels or splits; the same may lie in other files."""
+    saved = read_run(run)[1]
+    before, found = saved.get("fingerprints") or {}, now["fingerprints"]
+    if before == found:
+        return
+    parts = sorted(k for k in before | found if before.get(k) != found.get(k))
+    files = _other_files(saved.get("files") or {}, now["files"])
+    raise CheckpointError(
+        f"{run.path}: the data are not those that this run began with ({', '.join(parts)} changed"
+        + "".join(f"; {name}" for name in files)
+        + "). Put the old files back, or begin a new run in another --run-dir."
+    )
+
+
+def _other_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each file whose contents are not those of the file that had its place, in words."""
+    found = []
+    for name in before | now:
+        old, new = before.get(name, []), now.get(name, [])
+        if len(old) != len(new):
+            found.append(f"data.{name} had {len(old)} files, found {len(new)}")
+        found += [
+            f"the contents of {theirs['path']} are others"
+            for ours, theirs in zip(old, new, strict=False)
+            if ours.get("sha256") != theirs.get("sha256")
+        ]
+    return found
+
+
+def _update_run(run: RunDir, config: RunConfig, report: dict[str, Any], progress: Progress) -> None:
+    """Keep where files lie now, how long the run is to be, and what is said of its going on.
+
+    Results of a run that trains on are taken away: they are those of before.
+    """
+    saved_config, saved = read_run(run)
+    warnings = [*dict.fromkeys([*saved.get("warnings", []), *report["warnings"]])]
+    now = {**saved, "files": report["files"], "warnings": warnings}
+    if config != saved_config or now != saved:
+        create_run(run, config, now)
+    if not progress.done:
+        tables = (run.predictions / f"{part}.tsv" for part in ("valid", "test"))
+        for path in (run.summary, run.calibration, *tables):
+            path.unlink(missing_ok=True)
+
+
+def _check_goes_on(run: RunDir, trainer: Trainer) -> None:
+    """Refuse to train on where patience has run out: more epochs alone would change nothing."""
+    progress, settings = trainer.progress, trainer.settings
+    if progress.done and progress.epoch < settings.max_epochs and run.summary.exists():
         raise CheckpointError(
-            f"{run.path}: the data are not those that this run began with "
-            f"({', '.join(sorted(k for k in now if (before or {}).get(k) != now[k]))} changed). "
-            "Put the old files back, or begin a new run in another --run-dir."
+            f"{run.path}: training stopped after epoch {progress.epoch}, because "
+            f"{settings.monitor} was best in epoch {progress.best_epoch} and trainer.patience="
+            f"{settings.patience}. To train on, give a larger trainer.patience too, or 0: never "
+            "stop early."
         )
 
 
@@ -346,12 +397,6 @@ def estimate_memory(config: RunConfig, num_parameters: int, longest: int) -> int
     positions = max(config.batching.max_tokens, longest)
     activations = positions * encoder.embed_dim * encoder.num_layers * kept * 4
     return int(num_parameters * 16 + activations)
-
-
-def differing_settings(a: RunConfig, b: RunConfig) -> list[str]:
-    """Dotted names of the settings in which two runs differ."""
-    flat_a, flat_b = flatten(config_to_dict(a)), flatten(config_to_dict(b))
-    return sorted(k for k in flat_a.keys() | flat_b.keys() if flat_a.get(k) != flat_b.get(k))
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

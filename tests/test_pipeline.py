@@ -23,7 +23,6 @@ from seqtrain.pipeline import (
     build_objective,
     build_trainer,
     count_parameters,
-    differing_settings,
     estimate_memory,
     flatten,
     plan_run,
@@ -503,16 +502,6 @@ class TestParts:
             assert torch.get_num_threads() == 2
         finally:
             torch.set_num_threads(before)
-
-    def test_settings_that_differ_are_named(self) -> None:
-        a = load_config()
-        b = load_config("config", ["encoder=transformer", "optim.lr=1"])
-        named = differing_settings(a, b)
-        assert {"optim.lr", "encoder.name", "encoder.kernel_size", "encoder.num_heads"} <= set(
-            named
-        )
-        assert "trainer.seed" not in named
-        assert differing_settings(a, load_config()) == []
 
     def test_nested_settings_become_dotted_names(self) -> None:
         assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {

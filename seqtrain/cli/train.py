@@ -106,9 +106,10 @@ def _plan(
     values: dict[str, Any],
 ) -> "Plan":
     """The plan of the settings given; a resumed run must keep its own."""
+    from seqtrain.cli.resume import check_files, resumed_config, trains_on, warnings_of
     from seqtrain.compose import load_config
     from seqtrain.data.outputs import check_folder
-    from seqtrain.pipeline import differing_settings, plan_run
+    from seqtrain.pipeline import plan_run
     from seqtrain.training.checkpoint import read_run
 
     def load(said: list[str], like: "RunConfig | None" = None) -> "RunConfig":
@@ -134,16 +135,22 @@ def _plan(
     saved, _ = read_run(run)
     check(saved)
     pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
-    if not given:
-        return plan_run(saved, pretrained)
-    like = saved if saved.encoder.pretrained else None
-    plan = plan_run(load(overrides, like), pretrained)
-    differing = differing_settings(plan.config, saved)
-    if differing:
+    config = saved
+    if given:
+        like = saved if saved.encoder.pretrained else None
+        # Files given leave out the bundled data: what that brings along is nothing given.
+        plain = load_config(overrides=[o for o in overrides if o == "data=files"], like=like)
+        config = resumed_config(run, saved, load(overrides, like), plain, overrides)
+    if run.summary.exists() and not trains_on(config, saved):
         raise CheckpointError(
-            f"{run.path}: --resume goes on with the settings of the run, but these differ: "
-            f"{', '.join(differing)}. Give the same settings or none, or use another --run-dir."
+            f"{run.path}: this run is complete; its numbers are in summary.json. To train on, give "
+            f"trainer.max_epochs=N above {saved.trainer.max_epochs} too, or begin a new run in "
+            "another --run-dir."
         )
+    check_files(run, config, saved)
+    warnings = warnings_of(run, config, saved)
+    plan = plan_run(config, pretrained)
+    plan.data.report["warnings"] += warnings
     return plan
 
 
@@ -191,11 +198,6 @@ def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise CheckpointError(
             f"{run.path}: is a file, expected a folder. Choose another --run-dir."
-        )
-    if resume and run.summary.exists():
-        raise CheckpointError(
-            f"{run.path}: this run is complete; its numbers are in summary.json. "
-            "Begin a new one in another --run-dir."
         )
 
 

@@ -258,6 +258,22 @@ def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
     return config, data
 
 
+def read_state(run: RunDir) -> dict[str, Any]:
+    """Where the last checkpoint stands, and the threads it was made with; empty without one.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not run.has_checkpoint("last"):
+        return {}
+    path = _whole(run.checkpoint("last")) / "state.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: the checkpoint is damaged: {error}.") from error
+    return state if isinstance(state, dict) else {}
+
+
 def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
     """The model of a run directory, calibrated where it has been; the last one never is.
 

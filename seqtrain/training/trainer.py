@@ -147,12 +147,35 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             self.optimizer.load_state_dict(tensors["optimizer"])
             self.schedule.load_state_dict(tensors["schedule"])
+            self._follow_schedule()
             self.scaler.load_state_dict(tensors["scaler"])
             torch.set_rng_state(tensors["rng"])
             if "cuda_rng" in tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["cuda_rng"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the checkpoint is damaged: {error!r}.") from error
+
+        self.progress.done = self._is_over()
+
+    def _follow_schedule(self) -> None:
+        """Give the optimizer the rate of this step, which a longer training has another of."""
+        rates = []
+        for group, base, factor in zip(
+            self.optimizer.param_groups,
+            self.schedule.base_lrs,
+            self.schedule.lr_lambdas,
+            strict=True,
+        ):
+            group["lr"] = base * factor(self.schedule.last_epoch)
+            rates.append(group["lr"])
+        self.schedule._last_lr = rates
+
+    def _is_over(self) -> bool:
+        """Whether the last epoch is done, or patience has run out at the end of one."""
+        progress, settings = self.progress, self.settings
+        waited = progress.epoch - progress.best_epoch
+        out_of_patience = 0 < settings.patience <= waited
+        return progress.epoch >= settings.max_epochs or out_of_patience
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         settings = self.settings
@@ -296,9 +319,7 @@ class Trainer:
         progress.batch = 0
         if is_best:
             progress.best, progress.best_epoch = value, progress.epoch
-        waited = progress.epoch - progress.best_epoch
-        out_of_patience = settings.patience > 0 and waited >= settings.patience
-        progress.done = progress.epoch >= settings.max_epochs or out_of_patience
+        progress.done = self._is_over()
         progress.seconds += time.monotonic() - began
         event = EpochEvent(
             epoch=progress.epoch,
@@ -356,7 +377,8 @@ class Trainer:
         }
         if self.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        state = {"progress": asdict(self.progress)}
+        # Another number of threads takes sums in another order: a resumed run says so.
+        state = {"progress": asdict(self.progress), "threads": torch.get_num_threads()}
         save_checkpoint(self.run.checkpoint("last"), self.model, state, tensors)
         self._since_save = time.monotonic()
 
