@@ -22,14 +22,10 @@ from seqtrain.nn.norms.convert import (
     fold_masked_conv_bn,
     revert_masked_batchnorm,
 )
-from seqtrain.nn.norms.functional import (
-    masked_group_norm,
-    masked_layer_norm,
-    masked_norm,
-    masked_rms_norm,
-)
+from seqtrain.nn.norms.functional import masked_group_norm, masked_norm
 from seqtrain.nn.norms.general import AffineMaskedNorm, LazyAffineMaskedNorm, MaskedNorm
 from seqtrain.nn.norms.instance import MaskedInstanceNorm1d, masked_instance_norm
+from seqtrain.nn.norms.layer_functional import masked_layer_norm, masked_rms_norm
 from seqtrain.nn.norms.layers import MaskedGroupNorm, MaskedLayerNorm, MaskedRMSNorm
 from seqtrain.nn.norms.lazy import (
     LazyMaskedBatchNorm1d,

@@ -6,13 +6,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from seqtrain.nn.norms.checks import check_eps, check_floating, check_rank
 from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.kernels.choice import fused_batch_norm
 from seqtrain.nn.norms.masks import check_mask, place_mask, select_real
 from seqtrain.nn.norms.moments import masked_moments, pool_moments
-from seqtrain.nn.norms.rows import over_real_rows
-from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
-from seqtrain.nn.norms.standardize import Statistics, other_dims, standardize
+from seqtrain.nn.norms.rows import Standard, laid_out, over_real_rows
+from seqtrain.nn.norms.running import (
+    RunningStatistics,
+    batch_standard,
+    running_standard,
+    write,
+)
+from seqtrain.nn.norms.standardize import Statistics, other_dims
 
 
 def masked_batch_norm(
@@ -63,9 +69,10 @@ def masked_batch_norm(
         that is the wider.
 
     Raises:
+        NotImplementedError: The features are no real floating-point numbers, as in torch.
         TypeError: The mask is not boolean, or buffers to be updated are narrower than float32.
-        ValueError: The mask or the residual does not fit, or statistics are wanted that were not
-            given.
+        ValueError: The mask or the residual does not fit, statistics are wanted that were not
+            given, or ``eps`` is not positive in training, as in torch.
     """
     if residual is not None and residual.shape != input.shape:
         raise ValueError(
@@ -80,6 +87,9 @@ def masked_batch_norm(
         return activate(out, None, relu, residual)
     if running is None and not training:
         raise ValueError("training=False needs running_mean and running_var")
+    check_floating(input)
+    check_rank(input, 2)
+    check_eps(eps, positive=training)
     if mask is not None and group is None:
         check_mask(mask, input, channel_dim)
         options = (training, momentum, eps, channel_dim, min_count, relu, residual)
@@ -88,13 +98,13 @@ def masked_batch_norm(
             return fused
     mask = place_mask(mask, input, channel_dim)
 
-    def norm(input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
+    def standard(input: Tensor, mask: Tensor | None, channel_dim: int) -> Standard:
         statistics = _statistics(
             input, mask, running, training, momentum, eps, channel_dim, min_count, group
         )
-        return standardize(input, mask, statistics, weight, bias, channel_dim)
+        return Standard(statistics, weight, bias)
 
-    return activate(over_real_rows(norm, input, mask, channel_dim), mask, relu, residual)
+    return activate(over_real_rows(standard, input, mask, channel_dim), mask, relu, residual)
 
 
 def activate(
@@ -132,7 +142,7 @@ def _statistics(
     if settled is not None and not training:
         return settled
     dims = other_dims(input, channel_dim)
-    moments = masked_moments(input, mask, dims)
+    moments = masked_moments(input.detach(), mask, dims)
     if group is not None:
         moments = pool_moments(moments, group)
     enough = moments.n >= min_count
@@ -155,7 +165,7 @@ def _plain_batch_norm(
     """torch's own batch norm, with the channels anywhere and the batches counted."""
     gain = 0.0 if momentum is None else momentum
     if training and running is not None and running.num_batches is not None:
-        running.num_batches.add_(1)
+        write(running.num_batches, running.num_batches + 1)
         gain = 1.0 / float(running.num_batches) if momentum is None else momentum
     mean, var = (None, None) if running is None else (running.mean, running.var)
     if mean is not None:
@@ -166,4 +176,4 @@ def _plain_batch_norm(
     moved = input.movedim(channel_dim, -1)
     rows = moved.reshape(-1, moved.shape[-1])
     out = F.batch_norm(rows, mean, var, weight, bias, training, gain, eps)
-    return out.view(moved.shape).movedim(-1, channel_dim)
+    return laid_out(out.view(moved.shape).movedim(-1, channel_dim), input)

@@ -10,7 +10,7 @@ from torch.nn.parameter import Parameter
 from seqtrain.nn.norms.batch import MaskedBatchNorm, MaskedBatchNorm1d, MaskedBatchNorm2d
 from seqtrain.nn.norms.masks import given_or_current, place_mask, select_real
 from seqtrain.nn.norms.moments import count_real, wide_dtype
-from seqtrain.nn.norms.running import count_batch, move
+from seqtrain.nn.norms.running import count_batch, move, write
 from seqtrain.nn.norms.standardize import other_dims, per_channel
 from seqtrain.nn.norms.wide import WideBuffers
 
@@ -21,6 +21,10 @@ class Symmetric(NamedTuple):
     rr: Tensor
     ii: Tensor
     ri: Tensor
+
+    def detach(self) -> "Symmetric":
+        """The same numbers, which no derivative passes."""
+        return Symmetric(*(entry.detach() for entry in self))
 
     def select(self, where: Tensor, other: "Symmetric") -> "Symmetric":
         """These entries where True, else the ``other`` ones."""
@@ -217,12 +221,14 @@ class MaskedComplexBatchNorm(WideBuffers, nn.Module):
         """Move the running statistics towards this batch."""
         assert self.running_mean is not None
         assert self.running_covar is not None
-        gain = count_batch(self.num_batches_tracked, enough, self.momentum)
+        gain, num_batches = count_batch(self.num_batches_tracked, enough, self.momentum)
+        moments = ComplexMoments(moments.n, moments.mean.detach(), moments.m2.detach())
         move(self.running_mean, moments.mean, gain, enough)
         for column, entry in zip(
             self.running_covar.unbind(1), moments.covariance(correction=1), strict=True
         ):
             move(column, entry, gain, enough)
+        write(self.num_batches_tracked, num_batches)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from seqtrain.nn.norms.checks import check_eps, check_floating, check_rank
 from seqtrain.nn.norms.functional import own_statistics
 from seqtrain.nn.norms.masks import given_or_current, place_mask
 from seqtrain.nn.norms.moments import Moments, masked_moments
+from seqtrain.nn.norms.rows import laid_out
 from seqtrain.nn.norms.running import RunningStatistics, move, running_standard
 from seqtrain.nn.norms.standardize import other_dims, standardize
 from seqtrain.nn.norms.wide import WideBuffers
@@ -46,13 +48,20 @@ def masked_instance_norm(
 
     Returns:
         A tensor like ``input``, 0 at padding.
+
+    Raises:
+        NotImplementedError: The features are no real floating-point numbers.
+        ValueError: The mask does not fit, or statistics are wanted that were not given.
     """
     if mask is None:
         moved = input.movedim(channel_dim, 1)
         out = F.instance_norm(
             moved, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-        return out.movedim(1, channel_dim)
+        return laid_out(out.movedim(1, channel_dim), input)
+    check_floating(input)
+    check_rank(input, 3)
+    check_eps(eps)
     placed = place_mask(mask, input, channel_dim)
     dims = other_dims(input, channel_dim)[1:]
     running = None
@@ -60,7 +69,7 @@ def masked_instance_norm(
         running = RunningStatistics(running_mean, running_var)
     with torch.no_grad():
         if use_input_stats:
-            moments = masked_moments(input, placed, dims)
+            moments = masked_moments(input.detach(), placed, dims)
             statistics = own_statistics(moments, eps, dims)
             if running is not None:
                 _move_by_sequences(running, moments, momentum)
@@ -94,6 +103,7 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
         track_running_stats: Keep running statistics and use them in evaluation.
         device: Where parameters and buffers are made.
         dtype: Dtype of the parameters; buffers are at least float32.
+        bias: Learn the shift, if ``affine``.
         channel_dim: Where the channels are: 1 for ``(B, C, L)``, -1 for ``(B, L, C)``.
     """
 
@@ -107,6 +117,7 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         channel_dim: int = 1,
     ) -> None:
         super().__init__(
@@ -118,6 +129,8 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
             device,
             dtype,
         )
+        if not bias:
+            self.register_parameter("bias", None)
         self.channel_dim = channel_dim
         self.widen_buffers()
 

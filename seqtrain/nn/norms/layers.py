@@ -7,22 +7,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seqtrain.nn.norms.functional import masked_group_norm, masked_layer_norm, masked_rms_norm
+from seqtrain.nn.norms.functional import masked_group_norm
+from seqtrain.nn.norms.layer_functional import masked_layer_norm, masked_rms_norm
 from seqtrain.nn.norms.masks import given_or_current
 
 
-def _channels(normalized_shape: int | Sequence[int]) -> int:
-    shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
-    if len(shape) != 1:
-        raise ValueError(f"masked norms are over one channel dimension, not over {shape}")
-    return shape[0]
+def _as_torch_takes(shape: int | Sequence[int]) -> int | list[int]:
+    return shape if isinstance(shape, int) else list(shape)
 
 
 class MaskedLayerNorm(nn.LayerNorm):
     """Layer norm of real positions, 0 at padding; same state dict as ``torch.nn.LayerNorm``.
 
     Args:
-        normalized_shape: Number of channels C.
+        normalized_shape: Number of channels C, or the sizes of several last dimensions.
         eps: Added to the variance.
         elementwise_affine: Learn a scale and a shift for each channel.
         bias: Learn the shift, if ``elementwise_affine``.
@@ -45,7 +43,9 @@ class MaskedLayerNorm(nn.LayerNorm):
         channel_dim: int = -1,
         over: Literal["position", "sequence"] = "position",
     ) -> None:
-        super().__init__(_channels(normalized_shape), eps, elementwise_affine, bias, device, dtype)
+        super().__init__(
+            _as_torch_takes(normalized_shape), eps, elementwise_affine, bias, device, dtype
+        )
         self.channel_dim = channel_dim
         self.over = over
 
@@ -73,7 +73,7 @@ class MaskedRMSNorm(nn.RMSNorm):
     """RMS norm of real positions, 0 at padding; same state dict as ``torch.nn.RMSNorm``.
 
     Args:
-        normalized_shape: Number of channels C.
+        normalized_shape: Number of channels C, or the sizes of several last dimensions.
         eps: Added to the mean square; when not given, the step at 1 of the dtype it is taken in.
         elementwise_affine: Learn a scale for each channel.
         device: Where the parameters are made.
@@ -91,7 +91,7 @@ class MaskedRMSNorm(nn.RMSNorm):
         *,
         channel_dim: int = -1,
     ) -> None:
-        super().__init__(_channels(normalized_shape), eps, elementwise_affine, device, dtype)
+        super().__init__(_as_torch_takes(normalized_shape), eps, elementwise_affine, device, dtype)
         self.channel_dim = channel_dim
 
     def forward(
@@ -122,6 +122,7 @@ class MaskedGroupNorm(nn.GroupNorm):
         affine: Learn a scale and a shift for each channel.
         device: Where the parameters are made.
         dtype: Dtype of the parameters.
+        bias: Learn the shift, if ``affine``.
         channel_dim: Where the channels are: 1 for ``(B, C, L)``, -1 for ``(B, L, C)``.
     """
 
@@ -134,9 +135,12 @@ class MaskedGroupNorm(nn.GroupNorm):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         channel_dim: int = 1,
     ) -> None:
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
+        if not bias:
+            self.register_parameter("bias", None)
         self.channel_dim = channel_dim
 
     def forward(

@@ -31,6 +31,14 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def sum_along(values: Tensor, dims: Sequence[int]) -> Tensor:
+    """The sums along ``dims``, kept with size 1; of no dimension, the values themselves.
+
+    torch takes an empty list for all dimensions.
+    """
+    return values.sum(tuple(dims), keepdim=True) if dims else values
+
+
 def count_real(input: Tensor, mask: Tensor | None, dims: Sequence[int]) -> Tensor:
     """Number of real positions along ``dims``, int64, where a size of 1 in the mask stands for all.
 
@@ -39,7 +47,7 @@ def count_real(input: Tensor, mask: Tensor | None, dims: Sequence[int]) -> Tenso
     if mask is None:
         mask = torch.ones([1] * input.ndim, dtype=torch.bool, device=input.device)
     counted = [input.shape[d] if d in dims else mask.shape[d] for d in range(input.ndim)]
-    return mask.expand(counted).sum(tuple(dims), keepdim=True)
+    return sum_along(mask.expand(counted).long(), dims)
 
 
 def masked_moments(

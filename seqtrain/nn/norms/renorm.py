@@ -8,11 +8,12 @@ from torch import Tensor
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm1d
 from seqtrain.nn.norms.batch_functional import activate
+from seqtrain.nn.norms.checks import check_eps, check_floating
 from seqtrain.nn.norms.masks import given_or_current, place_mask
 from seqtrain.nn.norms.moments import masked_moments
-from seqtrain.nn.norms.rows import over_real_rows
+from seqtrain.nn.norms.rows import Standard, over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
-from seqtrain.nn.norms.standardize import other_dims, standardize
+from seqtrain.nn.norms.standardize import other_dims
 
 
 @torch.library.custom_op("seqtrain::kept", mutates_args=())
@@ -35,8 +36,13 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
 
     In training the output is ``x̂ * r + d`` with ``r = σ_batch / σ_running`` and
     ``d = (μ_batch - μ_running) / σ_running``, both clipped and constant to the gradient: within
-    the clipping it is what evaluation will compute, whatever the batch. Evaluation and state dict
-    are those of :class:`MaskedBatchNorm1d`.
+    the clipping it is what evaluation will compute, whatever the batch.
+
+    As in the paper, and in Keras, ``σ_running`` is the moving average of ``σ_batch``, the square
+    root of the biased variance plus ``eps``; that of the variance would weigh batches of large
+    variance more. The buffer ``running_var`` holds ``σ_running² - eps``, so that evaluation, state
+    dict and folding into a convolution are those of :class:`MaskedBatchNorm1d`. A checkpoint from
+    when it held an average of variances evaluates as it did, and training continues from there.
 
     Args:
         num_features: Number of channels C.
@@ -98,18 +104,20 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         if not self.training:
             return super().forward(input, mask, relu=relu, residual=residual)
         self._check_input_dim(input)
+        check_floating(input)
+        check_eps(self.eps, positive=True)
         placed = place_mask(given_or_current(mask), input, self.channel_dim)
         out = over_real_rows(self._renormalized, input, placed, self.channel_dim)
         return activate(out, placed, relu, residual)
 
-    def _renormalized(self, input: Tensor, mask: Tensor | None, channel_dim: int) -> Tensor:
-        """``input`` renormalized by its batch, which moves the running statistics."""
+    def _renormalized(self, input: Tensor, mask: Tensor | None, channel_dim: int) -> Standard:
+        """How to renormalize ``input``, which moves the running statistics."""
         dims = other_dims(input, channel_dim)
         running = RunningStatistics(
             self.running_mean, self.running_var, self.num_batches_tracked, self.running_weight
         )
         with torch.no_grad():
-            moments = masked_moments(input, mask, dims)
+            moments = masked_moments(input.detach(), mask, dims)
             enough = moments.n >= self.min_count
             settled = running_standard(running, input, channel_dim, self.eps)
             batch = batch_standard(moments, enough, settled, self.eps, dims)
@@ -118,13 +126,13 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
             r = (settled.invstd / batch.invstd).clamp(1 / r_max, r_max)
             d = ((batch.mean - settled.mean) * settled.invstd).clamp(-d_max, d_max)
             r, d = _kept(torch.stack([r, d])).unbind()
-            running.update(moments, enough, self.momentum)
+            running.update(moments, enough, self.momentum, root_eps=self.eps)
         scale, shift = r.flatten(), d.flatten()
         if self.weight is not None:
             scale, shift = self.weight * scale, self.weight * shift
         if self.bias is not None:
             shift = shift + self.bias
-        return standardize(input, mask, batch, scale, shift, channel_dim)
+        return Standard(batch, scale, shift)
 
     def _limits(self) -> tuple[Tensor, Tensor]:
         """``r_max`` and ``d_max`` as far as they have opened by now."""

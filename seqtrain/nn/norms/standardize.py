@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from seqtrain.nn.norms.masks import select_real
-from seqtrain.nn.norms.moments import sum_over_ranks
+from seqtrain.nn.norms.moments import sum_along, sum_over_ranks
+from seqtrain.nn.norms.watching import is_transformed
 
 
 class Statistics(NamedTuple):
@@ -63,6 +64,8 @@ def standardize(
         weight, bias = (
             None if p is None else per_channel(p, input, channel_dim) for p in (weight, bias)
         )
+    if is_transformed():
+        return differentiable(input, mask, weight, bias, statistics)
     out: Tensor = _Standardize.apply(  # type: ignore[no-untyped-call]
         input, mask, weight, bias, *statistics
     )
@@ -85,11 +88,7 @@ class _Standardize(torch.autograd.Function):
         _dims: tuple[int, ...],
         _group: dist.ProcessGroup | None,
     ) -> Tensor:
-        # Subtract first: input * scale - mean * scale would cancel at a large mean.
-        out = (input - mean).mul_(invstd if weight is None else invstd * weight)
-        if bias is not None:
-            out += bias
-        return select_real(out, mask).to(input.dtype)
+        return scaled(input, mask, weight, bias, mean, invstd)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
@@ -98,31 +97,63 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, mask, weight, bias, mean, invstd, mean_share, var_share = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            statistics = Statistics(mean, invstd, mean_share, var_share, ctx.dims, ctx.group)
-            firsts = differentiable_backward(grad, input, mask, weight, bias, statistics)
-            return *firsts, *[None] * 6
-        normal = select_real((input - mean).mul_(invstd), mask)
-        grad = select_real(grad.to(normal.dtype), mask)
-        shared = [d for d in ctx.dims if weight is None or weight.shape[d] == 1]
-        # Everything after these two sums is small, or elementwise.
-        grad_sum = grad.sum(shared, keepdim=True)
-        product_sum = (grad * normal).sum(shared, keepdim=True)
-        grad_weight = None if weight is None else product_sum.sum_to_size(weight.shape)
-        grad_bias = None if bias is None else grad_sum.sum_to_size(bias.shape)
-        grad_input = grad * (invstd if weight is None else invstd * weight)
-        if mean_share is not None and var_share is not None:
-            if weight is not None:
-                grad_sum, product_sum = grad_sum * weight, product_sum * weight
-            mean_term = grad_sum.sum(ctx.dims, keepdim=True)
-            var_term = product_sum.sum(ctx.dims, keepdim=True)
-            if ctx.group is not None:
-                mean_term, var_term = sum_over_ranks(mean_term, var_term, group=ctx.group)
-            grad_input -= normal.mul_(invstd * var_share * var_term)
-            grad_input -= invstd * mean_share * mean_term
-            grad_input = select_real(grad_input, mask)
-        return grad_input.to(input.dtype), None, grad_weight, grad_bias, *[None] * 6
+        input, mask, weight, bias, *tensors = ctx.saved_tensors
+        mean, invstd, mean_share, var_share = tensors
+        statistics = Statistics(mean, invstd, mean_share, var_share, ctx.dims, ctx.group)
+        gradients = differentiable_backward if torch.is_grad_enabled() else closed_form
+        return *gradients(grad, input, mask, weight, bias, statistics), *[None] * 6
+
+
+def scaled(
+    input: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+) -> Tensor:
+    """``(input - mean) * invstd * weight + bias`` at real positions, 0 elsewhere."""
+    # Subtract first: input * scale - mean * scale would cancel at a large mean.
+    out = (input - mean).mul_(invstd if weight is None else invstd * weight)
+    if bias is not None:
+        out += bias
+    return select_real(out, mask).to(input.dtype)
+
+
+Gradients = tuple[Tensor | None, None, Tensor | None, Tensor | None]
+"""Of input, mask, weight and bias."""
+
+
+def closed_form(
+    grad: Tensor,
+    input: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Statistics,
+) -> Gradients:
+    """The first derivative: ``dx = weight * invstd * (dy - mean dy - x̂ * mean(dy * x̂))``."""
+    mean, invstd, mean_share, var_share, dims, group = statistics
+    normal = select_real((input - mean).mul_(invstd), mask)
+    grad = select_real(grad.to(normal.dtype), mask)
+    shared = [d for d in dims if weight is None or weight.shape[d] == 1]
+    # Everything after these two sums is small, or elementwise.
+    grad_sum = sum_along(grad, shared)
+    product_sum = sum_along(grad * normal, shared)
+    grad_weight = None if weight is None else product_sum.sum_to_size(weight.shape)
+    grad_bias = None if bias is None else grad_sum.sum_to_size(bias.shape)
+    grad_input = grad * (invstd if weight is None else invstd * weight)
+    if mean_share is not None and var_share is not None:
+        if weight is not None:
+            grad_sum, product_sum = grad_sum * weight, product_sum * weight
+        mean_term, var_term = sum_along(grad_sum, dims), sum_along(product_sum, dims)
+        if group is not None:
+            mean_term, var_term = sum_over_ranks(mean_term, var_term, group=group)
+        # Not into ``normal``, which is one and the same for a batch of gradients.
+        grad_input = grad_input - normal * (invstd * var_share * var_term)
+        grad_input -= invstd * mean_share * mean_term
+        grad_input = select_real(grad_input, mask)
+    return grad_input.to(input.dtype), None, grad_weight, grad_bias
 
 
 def differentiable_backward(
@@ -132,30 +163,50 @@ def differentiable_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     statistics: Statistics,
-) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
-    """The first derivative, for input, mask, weight and bias, that can be differentiated again."""
-    mean, invstd, mean_share, var_share, dims, group = statistics
-    if group is not None:
-        raise RuntimeError("statistics that are synchronised over ranks have no second derivative")
+) -> Gradients:
+    """The first derivative, which can be differentiated again."""
     with torch.enable_grad():
-        out = select_real(input - mean, mask)
-        if mean_share is not None and var_share is not None:
-            # Both corrections have the value 0 and the derivative of the statistic by the input.
-            drift = mean_share * out.sum(dims, keepdim=True)
-            out = select_real(out - (drift - drift.detach()), mask)
-            spread = var_share * (out * out).sum(dims, keepdim=True)
-            spread = spread - spread.detach()
-            out = out * (1 + invstd * invstd * spread).rsqrt()
-        out = out * invstd
-        out = out if weight is None else out * weight
-        out = out if bias is None else select_real(out + bias, mask)
-        out = out.to(input.dtype)
+        out = differentiable(input, mask, weight, bias, statistics)
     wanted = [t for t in (input, weight, bias) if t is not None and t.requires_grad]
     grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True) if wanted else ())
     of_input, of_weight, of_bias = (
         next(grads) if t is not None and t.requires_grad else None for t in (input, weight, bias)
     )
     return of_input, None, of_weight, of_bias
+
+
+def differentiable(
+    input: Tensor,
+    mask: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Statistics,
+) -> Tensor:
+    """``standardize`` in torch's own operations, in which derivatives of any kind and order exist.
+
+    Raises:
+        RuntimeError: The statistics are shared by ranks, whose inputs are not at hand.
+    """
+    mean, invstd, mean_share, var_share, dims, group = statistics
+    if group is not None:
+        raise RuntimeError(
+            "statistics that are synchronised over ranks have no second derivative, and none in "
+            "forward mode or under torch.func"
+        )
+    # Forward mode, unlike reverse mode, goes on under ``no_grad``.
+    mean, invstd = mean.detach(), invstd.detach()
+    out = select_real(input - mean, mask)
+    if mean_share is not None and var_share is not None:
+        # Both corrections have the value 0 and the derivative of the statistic by the input.
+        drift = mean_share * sum_along(out, dims)
+        out = select_real(out - (drift - drift.detach()), mask)
+        spread = var_share * sum_along(out * out, dims)
+        spread = spread - spread.detach()
+        out = out * (1 + invstd * invstd * spread).rsqrt()
+    out = out * invstd
+    out = out if weight is None else out * weight
+    out = out if bias is None else select_real(out + bias, mask)
+    return out.to(input.dtype)
 
 
 def per_channel(values: Tensor, input: Tensor, channel_dim: int) -> Tensor:

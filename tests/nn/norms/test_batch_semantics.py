@@ -75,15 +75,14 @@ def test_a_batch_with_too_little_is_normalized_as_in_evaluation(path: str, real:
 
 
 def test_a_constant_channel_comes_out_as_the_bias(path: str) -> None:
-    for eps in (1e-5, 0.0):
-        norm = MaskedBatchNorm1d(1, eps=eps, channel_dim=-1)
-        nn.init.constant_(norm.bias, 2.0)
-        x = torch.full((2, 3, 1), 0.1, requires_grad=True)
-        mask = torch.tensor([[True, True, False], [True, False, False]])
-        out = norm(x, mask)
-        torch.testing.assert_close(out, 2.0 * mask[..., None])
-        out.sum().backward()
-        assert x.grad.isfinite().all()
+    norm = MaskedBatchNorm1d(1, channel_dim=-1)
+    nn.init.constant_(norm.bias, 2.0)
+    x = torch.full((2, 3, 1), 0.1, requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    out = norm(x, mask)
+    torch.testing.assert_close(out, 2.0 * mask[..., None])
+    out.sum().backward()
+    assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

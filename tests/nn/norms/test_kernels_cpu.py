@@ -186,9 +186,8 @@ def test_a_constant_channel_comes_out_as_bias(monkeypatch: pytest.MonkeyPatch) -
     finely(monkeypatch, "python")
     x, mask = torch.full((2, 9, 3), 7.0), torch.ones(2, 9, dtype=torch.bool)
     bias = torch.tensor([1.0, 2.0, 3.0])
-    for eps in (0.0, 1e-5):
-        out = masked_batch_norm(x, mask, bias=bias, training=True, eps=eps, channel_dim=-1)
-        assert torch.equal(out, bias.expand(2, 9, 3))
+    out = masked_batch_norm(x, mask, bias=bias, training=True, channel_dim=-1)
+    assert torch.equal(out, bias.expand(2, 9, 3))
 
 
 @pytest.mark.parametrize("order", ["first", "second"])

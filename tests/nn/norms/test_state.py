@@ -165,7 +165,7 @@ def test_token_weighting_follows_the_data_where_short_batches_are_many() -> None
     """Batches of few positions stop counting as much as full ones."""
     generator = torch.Generator().manual_seed(0)
     norms = {
-        weighting: MaskedBatchNorm1d(1, 0.0, 0.05, channel_dim=-1, stat_weighting=weighting)
+        weighting: MaskedBatchNorm1d(1, 1e-5, 0.05, channel_dim=-1, stat_weighting=weighting)
         for weighting in ("batches", "tokens")
     }
     total = count = 0.0

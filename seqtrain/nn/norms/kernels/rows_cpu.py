@@ -245,7 +245,8 @@ def _find(mask: Tensor) -> tuple[Tensor, int]:
 
 def _is_covered(call: Call) -> bool:
     input, mask, residual = call.input, call.mask, call.residual
-    if input.dtype not in DTYPES or input.numel() < SMALLEST or _is_watched(input):
+    # First, because an exported program would keep the size that is asked for next.
+    if _is_watched(input) or input.dtype not in DTYPES or input.numel() < SMALLEST:
         return False
     channels = input.shape[call.channel_dim]
     if mask.ndim == input.ndim and mask.shape[call.channel_dim] != 1:
@@ -267,6 +268,7 @@ def _is_here(values: Tensor) -> bool:
         and values.layout is torch.strided
         and not (values.is_neg() or values._is_zerotensor())
         and not torch._is_functional_tensor(values)
+        and torch._C._has_storage(values)
     )
 
 
