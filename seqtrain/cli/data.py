@@ -12,10 +12,14 @@ from seqtrain.errors import ConfigError, FastaError
 from seqtrain.escaping import print
 
 if TYPE_CHECKING:
+    from seqtrain.data.audit import LeakSearch
     from seqtrain.data.check import Check
     from seqtrain.data.prepare import PreparedData
 
 app = typer.Typer(help="Check, tokenize, split and audit your files.", no_args_is_help=True)
+
+CLOSEST = 5
+"""Pairs of similar records that an audit shows."""
 
 Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
 
@@ -175,6 +179,13 @@ def split(
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{said}, written to {output}", file=sys.stderr)
+    for part, share in (("valid", valid_fraction), ("test", test_fraction)):
+        if method == "similarity" and abs(counts[part] / len(rows) - share) > share / 2:
+            print(
+                f"warning: {part} holds {counts[part] / len(rows):.1%} of the records instead of "
+                f"{share:.1%}, as families stay whole",
+                file=sys.stderr,
+            )
     if output.is_file():
         named = {"--labels": labels or [], "--label-column": label_column, "--id-column": id_column}
         print(f"train with: {_training(fasta, named, output)}", file=sys.stderr)
@@ -206,7 +217,7 @@ def audit(
 
     Without --test and without a split column the test part is made: stratified, seed 0.
     """
-    from seqtrain.data.audit import alarms, baselines, find_duplicates, find_leaks
+    from seqtrain.data.audit import alarms, baselines, find_duplicates, search_leaks
     from seqtrain.data.outputs import Output, check_outputs, write_report
     from seqtrain.data.own_files import is_report
     from seqtrain.data.prepare import prepare_data
@@ -229,19 +240,25 @@ def audit(
     assert data.test is not None, "a fraction is set aside when nothing else makes a test part"
     parts = {"train": data.train, "valid": data.valid, "test": data.test}
     scores = baselines(data.train, data.test, data.codec.task)
+    leaks = search_leaks(parts)
     report = {
         "task": data.codec.task,
         "baselines": scores,
         "alarms": alarms(scores, data.codec.task),
         "duplicates": find_duplicates(parts)._asdict(),
-        "leaks": [leak._asdict() for leak in find_leaks(parts)],
+        "leaks": [leak._asdict() for leak in leaks.leaks],
+        "similarity": {
+            **{key: value for key, value in leaks._asdict().items() if key != "leaks"},
+            "records": {name: leaks.number(name) for name in list(parts)[1:]},
+        },
     }
     if json is not None:
         write_report(json, to_json(report, indent=1) + "\n")
-    _print_audit(report, data)
+    _print_audit(report, data, leaks)
 
 
-def _print_audit(report: dict[str, Any], data: "PreparedData") -> None:
+def _print_audit(report: dict[str, Any], data: "PreparedData", leaks: "LeakSearch") -> None:
+    from seqtrain.data.audit import Leak
     from seqtrain.reporting import stdout_console, table
 
     console = stdout_console()
@@ -258,13 +275,20 @@ def _print_audit(report: dict[str, Any], data: "PreparedData") -> None:
         )
     )
     duplicates = report["duplicates"]
+    facts: list[tuple[str, Any]]
     facts = [(f"exact duplicates within {k}", len(v)) for k, v in duplicates["within"].items()]
     facts += [(f"exact duplicates in {k}", len(v)) for k, v in duplicates["between"].items()]
     facts += [("equal sequences with different labels", len(duplicates["conflicting"]))]
     sizes = {"valid": len(data.valid), "test": len(data.test) if data.test is not None else 0}
     for part, size in sizes.items():
-        leaks = sum(leak["split"] == part for leak in report["leaks"])
-        facts.append((f"of {size:,} {part} records, similar to one in an earlier part", leaks))
+        facts.append(
+            (f"of {size:,} {part} records, similar to one in an earlier part", leaks.counted(part))
+        )
     console.print(table("leaks", ("", "records"), facts))
+    console.print(leaks.rule, markup=False)
+    for limit in leaks.limits:
+        console.print(f"There may be more: {limit}.", markup=False)
+    if leaks.leaks:
+        console.print(table("closest pairs", Leak._fields, leaks.leaks[:CLOSEST]))
     for alarm in report["alarms"]:
         console.print(f"ALARM: {alarm}", markup=False)

@@ -17,12 +17,14 @@ from seqtrain.data.baselines import (
     majority_baseline,
 )
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.nearest import Effort, nearest_earlier
 from seqtrain.data.scores import Scores
-from seqtrain.data.similarity import IDENTITY, similar_pairs
+from seqtrain.data.similarity import IDENTITY, MIN_SHARED_WORDS, word_length
 
 __all__ = [
     "Duplicates",
     "Leak",
+    "LeakSearch",
     "alarms",
     "baselines",
     "composition_baseline",
@@ -30,6 +32,7 @@ __all__ = [
     "find_leaks",
     "length_only_baseline",
     "majority_baseline",
+    "search_leaks",
 ]
 
 # The metric of each task that is near 0 (AUROC: 0.5) for any guess that ignores the record, and
@@ -61,7 +64,32 @@ class Leak(NamedTuple):
     """Id of the most similar record that was found in an earlier split."""
     nearest_split: str
     identity: float
-    """Estimated share of the shorter record's residues that the other one has, from 0 to 1."""
+    """Share of equal residues, from 0 to 1: counted where both are of one length, else estimated
+    for the shorter one."""
+
+
+class LeakSearch(NamedTuple):
+    """The leaks that were found, and how far the search went."""
+
+    leaks: list[Leak]
+    """Nearest first."""
+    rule: str
+    """What counts as similar, in a user's words."""
+    identity: float
+    word_length: int
+    limits: list[str]
+    """Why there may be more; empty: these are all."""
+    is_estimate: bool
+    """Whether words were sampled: then some may be missing and some be none."""
+
+    def number(self, split: str) -> int:
+        """How many records of a split are known to be similar to one of an earlier split."""
+        return sum(leak.split == split for leak in self.leaks)
+
+    def counted(self, split: str) -> str:
+        """The same as text, which says if there may be more."""
+        kind = "about " if self.is_estimate else "at least " if self.limits else ""
+        return f"{kind}{self.number(split):,}"
 
 
 def find_duplicates(splits: Mapping[str, SequenceDataset]) -> Duplicates:
@@ -98,36 +126,57 @@ def _target_bytes(dataset: SequenceDataset, i: int) -> bytes:
 def find_leaks(
     splits: Mapping[str, SequenceDataset], *, identity: float = IDENTITY, kmer: int | None = None
 ) -> list[Leak]:
-    """Records that are about ``identity`` alike or more to one of an earlier split, nearest first.
+    """Records that are similar to one of an earlier split, nearest first: see search_leaks."""
+    return search_leaks(splits, identity=identity, kmer=kmer).leaks
 
-    Exact duplicates and fragments are among them, with an identity of 1. What counts as similar,
-    and how far the search sees, is said in :mod:`seqtrain.data.similarity`. All splits share one
-    tokenizer.
+
+def search_leaks(
+    splits: Mapping[str, SequenceDataset],
+    *,
+    identity: float = IDENTITY,
+    kmer: int | None = None,
+    effort: Effort | None = None,
+) -> LeakSearch:
+    """Looks for records that are about ``identity`` alike or more to one of an earlier split.
+
+    Exact duplicates and fragments are among them, with an identity of 1. How they are found is
+    said in :mod:`seqtrain.data.nearest`. All splits share one tokenizer.
 
     Args:
         splits: By name, the training part first.
         identity: Share of equal residues that makes two records similar.
         kmer: Word length; chosen by alphabet and amount of data when not given.
+        effort: What may be compared; some seconds' worth when not given.
     """
     names, datasets = list(splits), list(splits.values())
     together = SequenceDataset.concatenated(
         [SequenceDataset(part.ids, part.tokens, part.offsets) for part in datasets]
     )
+    k = word_length(together) if kmer is None else kmer
     home = np.repeat(np.arange(len(names)), [len(part) for part in datasets])
-    pairs = similar_pairs(together, identity=identity, kmer=kmer)
-    across = np.flatnonzero(home[pairs.first] != home[pairs.second])
-    across = across[np.lexsort((pairs.second[across], -pairs.identity[across]))]
-    _, nearest = np.unique(pairs.second[across], return_index=True)
-    return [
+    found = nearest_earlier(together, home, identity=identity, kmer=k, effort=effort)
+    later = np.flatnonzero(found.record >= 0)
+    leaks = [
         Leak(
-            together.ids[pairs.second[i]],
-            names[home[pairs.second[i]]],
-            together.ids[pairs.first[i]],
-            names[home[pairs.first[i]]],
-            float(pairs.identity[i]),
+            together.ids[i],
+            names[home[i]],
+            together.ids[found.record[i]],
+            names[home[found.record[i]]],
+            float(found.identity[i]),
         )
-        for i in across[np.sort(nearest)].tolist()
+        for i in later[np.argsort(-found.identity[later], kind="stable")].tolist()
     ]
+    return LeakSearch(leaks, similarity_rule(identity, k), identity, k, *found[2:])
+
+
+def similarity_rule(identity: float, k: int) -> str:
+    """What counts as similar, in a user's words."""
+    return (
+        f"Two records are similar when {identity:.0%} of their residues or more are equal: counted "
+        "position by position where both have the same length, else estimated from the words of "
+        f"{k} residues that they share ({MIN_SHARED_WORDS} or more, {identity**k:.0%} of those of "
+        "the shorter one). Short records that one insertion or deletion makes equal are similar."
+    )
 
 
 def alarms(scores: Mapping[str, Scores], task: str) -> list[str]:

@@ -102,7 +102,7 @@ def cluster(num_records: int, pairs: SimilarPairs) -> Int64[np.ndarray, " N"]:
 
 def _pairs_by_words(dataset: SequenceDataset, identity: float, k: int) -> SimilarPairs:
     """Pairs in which enough of the shorter record's words occur in the longer one."""
-    words, owners = _words(dataset, k)
+    words, owners, _ = word_hashes(dataset, k, MAX_WORDS)
     by_rank = _minhash_order(words, owners, len(dataset))
     rank = np.argsort(by_rank)
     pairs, shared, num_words = _pairs_in_buckets(words, rank[owners], len(dataset))
@@ -119,30 +119,65 @@ def _pairs_by_one_edit(dataset: SequenceDataset, identity: float, longest: int) 
     than ``identity`` allows. A record is its polynomial hash, so leaving out a residue is one
     subtraction and one shift of what follows.
     """
-    lengths = dataset.lengths
-    owners = np.repeat(np.arange(len(dataset)), lengths)
-    begins, ends = dataset.offsets[:-1], dataset.offsets[1:]
-    powers = np.cumprod(np.full(int(lengths.max(initial=0)), _BASE))
-    terms = _mix(dataset.tokens.astype(np.uint64))
-    terms *= powers[np.arange(len(owners)) - begins[owners]]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
-    whole = sums[ends] - sums[begins]
-    short = (lengths * (1 - identity) >= 1) & (lengths < longest)
-    out = np.flatnonzero(short[owners])
-    before = sums[out] - sums[begins[owners[out]]]
-    after = sums[ends[owners[out]]] - sums[out + 1]
-    hashes = np.concatenate([whole, before + after * _BASE_INVERSE])
-    members = np.concatenate([np.arange(len(dataset)), owners[out]])
+    lengths, whole = dataset.lengths, whole_hashes(dataset)
+    hashes, members = edit_hashes(dataset, identity, longest)
+    hashes = np.concatenate([whole, hashes])
+    members = np.concatenate([np.arange(len(dataset)), members])
     (first, second), _, _ = _pairs_in_buckets(hashes, members, len(dataset))
     longer = np.maximum(lengths[first], lengths[second])
     found = np.where(whole[first] == whole[second], 1, 1 - 1 / longer)
     return SimilarPairs(first, second, found.astype(np.float32))
 
 
-def _words(
-    dataset: SequenceDataset, k: int
+def whole_hashes(dataset: SequenceDataset) -> UInt64[np.ndarray, " N"]:
+    """A hash of each record, equal where all residues are."""
+    sums = _prefix_hashes(dataset)
+    found: np.ndarray = sums[dataset.offsets[1:]] - sums[dataset.offsets[:-1]]
+    return found
+
+
+def edit_hashes(
+    dataset: SequenceDataset, identity: float, longest: int
 ) -> tuple[UInt64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
-    """Hashes of all words of ``k`` residues, and the record of each."""
+    """Hashes of short records, whole and without each of their residues, and whose they are.
+
+    Two that share one are a substitution, an insertion or a deletion apart, or are equal. Records
+    of ``longest`` residues and more, and those of which one residue is more than ``identity``
+    allows, have none.
+    """
+    lengths = dataset.lengths
+    owners = np.repeat(np.arange(len(dataset)), lengths)
+    begins, ends = dataset.offsets[:-1], dataset.offsets[1:]
+    sums = _prefix_hashes(dataset)
+    short = (lengths * (1 - identity) >= 1) & (lengths < longest)
+    out = np.flatnonzero(short[owners])
+    before = sums[out] - sums[begins[owners[out]]]
+    after = sums[ends[owners[out]]] - sums[out + 1]
+    whole = np.flatnonzero(short)
+    hashes = np.concatenate(
+        [sums[ends[whole]] - sums[begins[whole]], before + after * _BASE_INVERSE]
+    )
+    members = np.concatenate([whole, owners[out]])
+    order = np.argsort(members, kind="stable")
+    return hashes[order], members[order]
+
+
+def _prefix_hashes(dataset: SequenceDataset) -> UInt64[np.ndarray, " S"]:
+    """Sums over all residues before a place of their terms in a polynomial of their record."""
+    owners = np.repeat(np.arange(len(dataset)), dataset.lengths)
+    powers = np.cumprod(np.full(int(dataset.lengths.max(initial=0)), _BASE))
+    terms = _mix(dataset.tokens.astype(np.uint64))
+    terms *= powers[np.arange(len(owners)) - dataset.offsets[:-1][owners]]
+    return np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms)])
+
+
+def word_hashes(
+    dataset: SequenceDataset, k: int, most: int
+) -> tuple[UInt64[np.ndarray, " W"], Int64[np.ndarray, " W"], bool]:
+    """Hashes of all words of ``k`` residues, the record of each, and whether they are a sample.
+
+    Above ``most`` words they are: a part of that size, chosen by hash, stands for all.
+    """
     tokens, offsets = dataset.tokens, dataset.offsets
     count = max(0, len(tokens) - k + 1)
     hashes = np.zeros(count, np.uint64)
@@ -150,9 +185,9 @@ def _words(
         hashes = _mix(hashes + tokens[step : step + count])
     owners = np.repeat(np.arange(len(dataset)), dataset.lengths)[:count]
     kept = np.arange(count) + k <= offsets[owners + 1]
-    if count > MAX_WORDS:
-        kept &= hashes < np.uint64(2**64 * MAX_WORDS / count)
-    return hashes[kept], owners[kept]
+    if count > most:
+        kept &= hashes < np.uint64(2**64 * most / count)
+    return hashes[kept], owners[kept], count > most
 
 
 def _minhash_order(

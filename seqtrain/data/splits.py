@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.similarity import IDENTITY, cluster, similar_pairs
+from seqtrain.data.nearest import nearest_earlier
+from seqtrain.data.similarity import IDENTITY, SimilarPairs, cluster, similar_pairs, word_length
 from seqtrain.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
@@ -21,6 +22,7 @@ FRACTIONS = (0.8, 0.1, 0.1)
 QUANTILE_BINS = 10
 # A cluster above this share of all records is placed before the others.
 LARGE_CLUSTER = 0.01
+MAX_ROUNDS = 20
 
 
 class Strata(NamedTuple):
@@ -99,7 +101,9 @@ def similarity_split(
 
     Records that share enough words form clusters (:mod:`seqtrain.data.similarity` says when), and
     a cluster stays whole. Large clusters are placed first, then the rest in random order, each in
-    the part that lacks most.
+    the part that lacks most. Clusters of which :mod:`seqtrain.data.nearest` then finds similar
+    records in two parts are joined, and all are placed anew, until it finds none: so an audit of
+    the split has nothing to say.
 
     Args:
         dataset: The records.
@@ -113,18 +117,36 @@ def similarity_split(
         DataError: the clusters are too large to leave something for every part.
     """
     shares = _checked(fractions)
-    pairs = similar_pairs(dataset, identity=identity, kmer=kmer)
-    clusters = cluster(len(dataset), pairs)
-    sizes = np.bincount(clusters)
-    parts = _place(sizes, shares, np.random.default_rng(seed))
+    k = word_length(dataset) if kmer is None else kmer
+    clusters = cluster(len(dataset), similar_pairs(dataset, identity=identity, kmer=k))
+    for _ in range(MAX_ROUNDS):
+        sizes = np.bincount(clusters)
+        parts = _place(sizes, shares, np.random.default_rng(seed))
+        pairs = _torn(dataset, parts[clusters], identity, k)
+        if not len(pairs.first):
+            break
+        joined = SimilarPairs(clusters[pairs.first], clusters[pairs.second], pairs.identity)
+        clusters = cluster(len(sizes), joined)[clusters]
     empty = [SPLITS[i] for i in np.flatnonzero(shares) if not (parts == i).any()]
     if empty and len(dataset):
         raise DataError(
-            f"a similarity split leaves nothing for {' and '.join(empty)}: "
-            f"{sizes.max()} of {len(dataset)} records hang together at an identity of {identity}. "
-            "Raise the identity, or use a stratified or random split."
+            f"a similarity split leaves nothing for {' and '.join(empty)}: {sizes.max():,} of "
+            f"{len(dataset):,} records are one family, in which each is at least {identity:.0%} "
+            f"identical to another ({len(sizes):,} families in all). Families are not divided: use "
+            "a stratified or random split (data split: --method, training: data.split_method), or "
+            "assign the records to parts yourself."
         )
     return _names(parts[clusters])
+
+
+def _torn(
+    dataset: SequenceDataset, parts: Int64[np.ndarray, " N"], identity: float, k: int
+) -> SimilarPairs:
+    """Similar records in different parts: one pair for each record that has some."""
+    order = np.argsort(parts, kind="stable")
+    found = nearest_earlier(dataset.subset(order), parts[order], identity=identity, kmer=k)
+    later = np.flatnonzero(found.record >= 0)
+    return SimilarPairs(order[found.record[later]], order[later], found.identity[later])
 
 
 def _checked(fractions: Sequence[float]) -> Float64[np.ndarray, "3"]:
@@ -202,4 +224,16 @@ def _place(
         part = lacking.index(max(lacking))
         parts[number] = part
         lacking[part] -= size
+    return _fill(parts, sizes, shares)
+
+
+def _fill(
+    parts: Int64[np.ndarray, " K"], sizes: Int64[np.ndarray, " K"], shares: Float64[np.ndarray, "3"]
+) -> Int64[np.ndarray, " K"]:
+    """The parts, with the smallest cluster to spare moved to each wanted one that is empty."""
+    for part in np.flatnonzero(shares).tolist():
+        counts = np.bincount(parts, minlength=3)
+        to_spare = np.flatnonzero(counts[parts] > 1)
+        if not counts[part] and len(to_spare):
+            parts[to_spare[np.argmin(sizes[to_spare])]] = part
     return parts

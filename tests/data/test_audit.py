@@ -15,8 +15,10 @@ from seqtrain.data.audit import (
     find_leaks,
     length_only_baseline,
     majority_baseline,
+    search_leaks,
 )
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.nearest import Effort
 
 
 def as_dataset(records, targets=None, per_residue=False):
@@ -66,6 +68,28 @@ def test_leaks_name_the_nearest_record_of_an_earlier_split_nearest_first():
     assert {leak.split for leak in leaks} == {"test"}
     assert leaks[1].identity == 1.0
     assert 0.9 < leaks[2].identity < 1.0
+
+
+def test_the_search_says_its_rule_and_what_it_left_out():
+    rng = np.random.default_rng(0)
+    parent = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 60)
+    variants = np.tile(parent, (60, 1))
+    variants[np.arange(60), np.arange(60)] = "W"
+    records = {f"v{i}": "".join(row) for i, row in enumerate(variants)}
+    ids = list(records)
+    splits = {
+        "train": as_dataset({i: records[i] for i in ids[:40]}),
+        "test": as_dataset({i: records[i] for i in ids[40:]}),
+    }
+    whole = search_leaks(splits)
+    assert (whole.counted("test"), whole.counted("train"), whole.limits) == ("20", "0", [])
+    assert "80% of their residues or more" in whole.rule
+    assert "words of 5 residues" in whole.rule
+    part = search_leaks(splits, effort=Effort(positions=0, meetings=0))
+    assert part.counted("test") == "at least 0"
+    assert len(part.limits) == 2
+    sampled = search_leaks(splits, effort=Effort(words=2000, positions=0, meetings=10**9))
+    assert sampled.counted("test").startswith("about ")
 
 
 def test_records_alike_within_one_split_are_no_leak():

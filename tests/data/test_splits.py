@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqtrain.data.audit import find_leaks
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.splits import (
     SPLITS,
@@ -194,7 +195,9 @@ def test_a_large_family_goes_to_train_and_the_small_parts_are_still_met():
 
 def test_one_family_that_holds_everything_cannot_be_split():
     sequences, _ = families(np.random.default_rng(3), "ACGT", 1, 30, 300, 0.97)
-    with pytest.raises(DataError, match=r"nothing for valid and test: 30 of 30 .* Raise the ident"):
+    with pytest.raises(
+        DataError, match=r"nothing for valid and test: 30 of 30 .* one family.*--method"
+    ):
         similarity_split(tokens(sequences))
     assert set(similarity_split(tokens(sequences), (1.0, 0.0, 0.0))) == {"train"}
 
@@ -258,3 +261,42 @@ def test_mutated_copies_of_real_records_stay_with_their_originals(real_data, nam
         copies.append("".join(np.where(kept, residues, rng.choice(letters, len(residues)))))
     parts = similarity_split(tokens(originals + copies), (0.7, 0.15, 0.15), seed=1)
     assert (parts[copied] == parts[len(originals) :]).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, length=st.sampled_from([12, 40, 120]))
+def test_nothing_in_one_part_of_a_similarity_split_is_similar_to_another_part(seed, length):
+    rng = np.random.default_rng(seed)
+    alphabet = list("ACDEFGHIKLMNPQRSTVWY")
+    records = []
+    for _ in range(6):
+        parent = rng.choice(alphabet, length)
+        for _ in range(8):
+            child = parent.copy()
+            places = rng.choice(length, length // 6, replace=False)
+            child[places] = rng.choice(alphabet, len(places))
+            records.append("".join(child[: length - int(rng.integers(3))]))
+    parts = similarity_split(tokens(records), (0.5, 0.25, 0.25), seed)
+    for part in SPLITS:
+        assert (parts == part).any()
+    splits = {
+        part: tokens([r for r, name in zip(records, parts, strict=True) if name == part])
+        for part in SPLITS
+    }
+    assert find_leaks(splits) == []
+
+
+def test_a_deep_mutational_scan_is_one_family_of_which_no_part_can_be_made():
+    rng = np.random.default_rng(0)
+    parent = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 100)
+    variants = np.tile(parent, (600, 1))
+    variants[np.arange(600), rng.integers(0, 100, 600)] = "W"
+    with pytest.raises(DataError, match="600 of 600 records are one family"):
+        similarity_split(tokens(["".join(row) for row in variants]))
+
+
+def test_each_part_gets_one_of_a_few_large_families():
+    rng = np.random.default_rng(1)
+    parents = ["".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 80)) for _ in range(3)]
+    parts = similarity_split(tokens([p for p in parents for _ in range(20)]))
+    assert sorted(sizes(parts)) == [20, 20, 20]
