@@ -103,6 +103,10 @@ class DataConfig:
     an empty text: neither is read."""
     ignore_labels: list[str] = field(default_factory=list)
     """Residue labels that count neither in the loss nor in a metric."""
+    decimal: str | None = None
+    """``point`` or ``comma`` before the fractions of numbers; none: told from the labels."""
+    on_error: str = "fail"
+    """What happens to records whose label is missing: ``fail``, or ``skip``, counted."""
     max_length: int | None = None
     """Longest sequence, in residues, that is taken as it is; none: no limit."""
     overlong: str = "error"
@@ -116,6 +120,8 @@ class DataConfig:
     or ``similarity``."""
 
     def __post_init__(self) -> None:
+        one_of(self.decimal, "data.decimal", ("point", "comma"))
+        one_of(self.on_error, "data.on_error", ("fail", "skip"))
         one_of(self.overlong, "data.overlong", ("error", "truncate", "skip"))
         one_of(self.split_method, "data.split_method", ("random", "stratified", "similarity"))
         _at_least(self.max_length, "data.max_length", 1)

@@ -45,6 +45,7 @@ def compare_norms(
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
     split_column: options.SplitColumn = None,
+    on_error: options.OnMissing = None,
     config_name: options.ConfigName = "config",
     config_dir: options.ConfigDir = None,
     norms: Annotated[
@@ -100,7 +101,7 @@ def compare_norms(
             "records, chosen by chance. Name your own files for numbers that mean something to you."
         )
     named = options.DataOptions(
-        train, valid, test, labels, splits, label_column, id_column, split_column
+        train, valid, test, labels, splits, label_column, id_column, split_column, on_error
     )
     values = options.data_values(named, overrides)
     own = options.with_own_data(overrides, train)

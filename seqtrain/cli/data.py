@@ -1,14 +1,17 @@
 """`seqtrain data`: check, tokenize, split and audit files before anything is trained."""
 
+import re
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seqtrain.cli import options
-from seqtrain.errors import ConfigError, FastaError
+from seqtrain.errors import ConfigError, FastaError, SeqtrainError
 from seqtrain.escaping import print
 
 if TYPE_CHECKING:
@@ -22,6 +25,21 @@ CLOSEST = 5
 """Pairs of similar records that an audit shows."""
 
 Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
+Task = Annotated[str | None, typer.Option(help="What labels are read as; told from them if not.")]
+Decimal = Annotated[
+    str | None,
+    typer.Option(help="point or comma before fractions of numbers; told from the labels if not."),
+]
+
+
+@contextmanager
+def _own_options() -> Iterator[None]:
+    """Names settings of `seqtrain train` in messages by the options of these verbs."""
+    try:
+        yield
+    except SeqtrainError as error:
+        text = re.sub(r"(?<![\w.])(?:data\.)?(task|decimal)=(?=\w)", r"--\1 ", str(error))
+        raise type(error)(text) from None
 
 
 @app.command()
@@ -135,6 +153,9 @@ def split(
     labels: options.LabelFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
+    task: Task = None,
+    decimal: Decimal = None,
+    on_error: options.OnMissing = None,
     method: Annotated[
         str, typer.Option(help="random, stratified (by label) or similarity (families stay whole).")
     ] = "stratified",
@@ -163,15 +184,19 @@ def split(
         [*fasta, *(labels or [])],
         overwrite=overwrite,
     )
-    rows, warnings = split_files(
-        fasta,
-        labels or (),
-        label_column=label_column,
-        id_column=id_column,
-        method=method,
-        fractions=(1 - valid_fraction - test_fraction, valid_fraction, test_fraction),
-        seed=seed,
-    )
+    with _own_options():
+        rows, warnings = split_files(
+            fasta,
+            labels or (),
+            label_column=label_column,
+            id_column=id_column,
+            task=task,
+            decimal=decimal,
+            on_error=on_error or "fail",
+            method=method,
+            fractions=(1 - valid_fraction - test_fraction, valid_fraction, test_fraction),
+            seed=seed,
+        )
     lines = "".join(f"{name}\t{part}\n" for name, part in rows)
     write_report(output, "id\tsplit\n" + lines)
     counts = Counter(part for _, part in rows)
@@ -209,6 +234,9 @@ def audit(
     test: options.TestFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
+    task: Task = None,
+    decimal: Decimal = None,
+    on_error: options.OnMissing = None,
     split_column: options.SplitColumn = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
     overwrite: options.Overwrite = False,
@@ -228,15 +256,19 @@ def audit(
         [*fasta, *(test or []), *(labels or [])],
         overwrite=overwrite,
     )
-    data = prepare_data(
-        train=fasta,
-        test=test or (),
-        labels=labels or (),
-        label_column=label_column,
-        id_column=id_column,
-        split_column=split_column,
-        test_fraction=0.2,
-    )
+    with _own_options():
+        data = prepare_data(
+            train=fasta,
+            test=test or (),
+            labels=labels or (),
+            label_column=label_column,
+            id_column=id_column,
+            split_column=split_column,
+            task=task,
+            decimal=decimal,
+            on_error=on_error or "fail",
+            test_fraction=0.2,
+        )
     assert data.test is not None, "a fraction is set aside when nothing else makes a test part"
     parts = {"train": data.train, "valid": data.valid, "test": data.test}
     scores = baselines(data.train, data.test, data.codec.task)

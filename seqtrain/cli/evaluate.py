@@ -82,6 +82,7 @@ def evaluate(
         labels=labels or (),
         label_column=label_column or loaded.config.data.label_column,
         id_column=id_column or loaded.config.data.id_column,
+        decimal=loaded.config.data.decimal,
         lengths=lengths,
         on_error=on_error,
     )
@@ -113,7 +114,7 @@ def evaluate(
             "num_records": records.total,
             "left_out": records.reasons(),
             "truncated": len(records.truncated),
-            "labels": records.label_source,
+            "labels": "; ".join(records.label_columns),
             "probabilities": words,
             "calibration_error": error,
         }
@@ -139,8 +140,10 @@ def _is_stdout(path: Path) -> bool:
 
 def _say_what_was_read(records: "LabelledRecords", lengths: "LengthRule", task: str) -> None:
     print(f"task: {task}, that of the model", file=sys.stderr)
-    if records.label_source:
-        print(f"labels: {records.label_source}", file=sys.stderr)
+    for line in records.label_columns:
+        print(f"labels: {line}", file=sys.stderr)
+    for note in records.notes:
+        print(f"warning: {note}", file=sys.stderr)
     missing = len(records.rejects)
     options.say_left_out(lengths, records.counts, records.total, missing, "are not scored")
 

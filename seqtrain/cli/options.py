@@ -58,6 +58,10 @@ SplitFiles = Annotated[
         help="Table of record id and train, valid or test, as `data split` writes it.",
     ),
 ]
+OnMissing = Annotated[
+    str | None,
+    typer.Option("--on-error", help="Records without a label: fail, or skip to leave them out."),
+]
 ConfigName = Annotated[
     str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")
 ]
@@ -158,6 +162,7 @@ class DataOptions(NamedTuple):
     label_column: str | None
     id_column: str | None
     split_column: str | None
+    on_error: str | None = None
 
 
 def data_values(given: DataOptions, overrides: Sequence[str] | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def train(
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
     split_column: options.SplitColumn = None,
+    on_error: options.OnMissing = None,
     config_name: options.ConfigName = "config",
     config_dir: options.ConfigDir = None,
     run_dir: Annotated[
@@ -70,7 +71,7 @@ def train(
     data, printed, and kept with the run.
     """
     named = options.DataOptions(
-        train, valid, test, labels, splits, label_column, id_column, split_column
+        train, valid, test, labels, splits, label_column, id_column, split_column, on_error
     )
     values = options.data_values(named, overrides)
     if resume and overwrite:
@@ -281,7 +282,15 @@ def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
     return StepProfiler(run.profile, tell, on_gpu)
 
 
+def _say_labels(report: dict[str, Any]) -> None:
+    """Which columns were taken, and the task with its reason."""
+    for line in report.get("label_columns", []):
+        print(f"labels: {line}", file=sys.stderr)
+    print(f"task: {report['task']['name']} ({report['task']['how']})", file=sys.stderr)
+
+
 def _say_plan(plan: "Plan") -> None:
+    _say_labels(plan.data.report)
     for warning in plan.data.report.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
     parts = {"train": plan.data.train, "valid": plan.data.valid, "test": plan.data.test}
@@ -310,6 +319,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     from seqtrain.training.device import choose_device, choose_training_precision
 
     data, config = plan.data, plan.config
+    _say_labels(data.report)
     choose_training_precision(config.trainer.precision, choose_device(config.trainer.device))
     torch.manual_seed(config.trainer.seed)
     model = build_model(config, data.tokenizer, data.codec)

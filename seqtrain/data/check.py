@@ -9,9 +9,9 @@ import numpy as np
 
 from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject, reject, sort_fasta
+from seqtrain.data.interpret import infer_task
 from seqtrain.data.join import join_labels
 from seqtrain.data.label_table import LabelTable
-from seqtrain.data.labels import infer_task
 from seqtrain.data.tokenized import letter_counts, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from seqtrain.data.fasta import refuse_repeats
-from seqtrain.data.join import join_labels
+from seqtrain.data.join import check_labels, join_labels
+from seqtrain.data.label_column import label_notes, leave_out_unlabelled, read_column
 from seqtrain.data.label_table import header_labels
-from seqtrain.data.labels import LabelCodec, infer_task
+from seqtrain.data.labels import LabelCodec
 from seqtrain.data.named_splits import ASIDE, find_splits
 from seqtrain.data.partition import label_groups, pick
 from seqtrain.data.reading import read_tokenized
@@ -35,6 +36,9 @@ def split_files(
     *,
     label_column: str | None,
     id_column: str | None,
+    task: str | None = None,
+    decimal: str | None = None,
+    on_error: str = "fail",
     method: str,
     fractions: tuple[float, float, float],
     seed: int,
@@ -52,16 +56,22 @@ def split_files(
     warnings = []
     if method == "stratified":
         labels, split_tables = take_split_tables(labels, label_column)
-        if not labels and not header_labels(headers, label_column or "label").values:
+        if not labels and not header_labels(headers, label_column).values:
             raise DataError(
                 "--method stratified needs labels: give --labels, or use random or similarity."
             )
-        table = join_labels(headers, labels, label_column=label_column, id_column=id_column)
+        table = join_labels(
+            headers, labels, label_column=label_column, id_column=id_column, on_error=on_error
+        )
+        pieces, unlabelled = leave_out_unlabelled(pieces, table)
+        headers, ids = Headers(pieces), list(ids_of(pieces))
+        reading = read_column(pieces, table, task=task, decimal=decimal)
+        check_labels(headers, table, reading.task)
         values = [table.values[record] for record in ids]
-        codec = LabelCodec.fit(infer_task(values, table.kind), values)
+        codec = LabelCodec.fit(reading.task, values, separator=reading.separator)
         parts = stratified_split(label_groups(values, codec), fractions, seed)
         found = find_splits(headers, table, split_tables)
-        warnings += [*table.notes, *found.warnings]
+        warnings += [*table.notes, *label_notes(table, reading, unlabelled), *found.warnings]
     else:
         if method == "random":
             parts = random_split(len(ids), fractions, seed)

@@ -37,12 +37,16 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 }
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive; unpack it first",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Office file; save the sheet as CSV (UTF-8)",
     b"\x28\xb5\x2f\xfd": "zstd-compressed; unpack it first, or use .gz, .bz2 or .xz",
     b"ARROW1": "an Arrow file. Stores of `data tokenize` are taken by `train`, `compare-norms` and "
     "`data audit`, by name; here give the FASTA files they were made of",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",
 }
+_WORKBOOK_PARTS = (b"[Content_Types].xml", b"xl/")
+_HEAD_BYTES = 512
+"""Enough for the names of the first files of an archive."""
 
 
 def shown(path: str | Path) -> str:
@@ -127,8 +131,8 @@ def _text(path: str | Path, error: type[DataError]) -> Iterator[io.TextIOWrapper
     binary = sys.stdin.buffer if is_stdin else _open(Path(path), error)
     buffered = io.BufferedReader(cast(io.RawIOBase, binary))
     try:
-        head = buffered.peek(8)
-        if kind := _of(head, _FOREIGN):
+        head = buffered.peek(_HEAD_BYTES)
+        if kind := _foreign(head):
             raise error(f"{shown(path)}: expected text, found {kind}.")
         opener = _of(head, _OPENERS)
         stream = opener(buffered) if opener else buffered
@@ -139,6 +143,13 @@ def _text(path: str | Path, error: type[DataError]) -> Iterator[io.TextIOWrapper
             text.detach()
     finally:
         buffered.detach() if is_stdin else buffered.close()
+
+
+def _foreign(head: bytes) -> str | None:
+    """The kind of file that is no text, with its fix. A workbook is a zip archive of XML."""
+    if head.startswith(b"PK\x03\x04") and any(name in head for name in _WORKBOOK_PARTS):
+        return "an Excel workbook (.xlsx); save the sheet as CSV (UTF-8)"
+    return _of(head, _FOREIGN)
 
 
 def _of(head: bytes, kinds: Mapping[bytes, _T]) -> _T | None:

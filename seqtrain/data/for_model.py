@@ -11,7 +11,7 @@ from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Reject, refuse_repeats, reject, reject_message
 from seqtrain.data.files import shown
 from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_datasets
-from seqtrain.data.label_table import LabelTable
+from seqtrain.data.label_column import column_words, leave_out_unlabelled, read_column
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.lengths import LEFT_OUT, TRUNCATED, LengthRule
 from seqtrain.data.prepare import check_letters
@@ -44,8 +44,10 @@ class LabelledRecords:
     """Those among them that are left out because they are over-long."""
     truncated: frozenset[str] = frozenset()
     """Ids of records of which only the first residues are read."""
-    label_source: str = ""
-    """Where labels came from, in words."""
+    label_columns: tuple[str, ...] = ()
+    """Where labels came from, a clause for each file."""
+    notes: tuple[str, ...] = ()
+    """Warnings of how labels were read."""
 
     @property
     def total(self) -> int:
@@ -97,6 +99,7 @@ def read_for_model(
     labels: Sequence[str] = (),
     id_column: str | None = None,
     label_column: str | None = None,
+    decimal: str | None = None,
     lengths: LengthRule | None = None,
     on_error: str = "fail",
 ) -> LabelledRecords:
@@ -111,8 +114,9 @@ def read_for_model(
         labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
         id_column: Column of ids; none: found by name.
         label_column: Column, or header key, of labels; none: found by name.
+        decimal: ``point`` or ``comma`` before the fractions of numbers; none: told from the labels.
         lengths: How over-long records are read; none: as they are.
-        on_error: ``fail``, or ``skip``: records that cannot be used are left out.
+        on_error: ``fail``, or ``skip``: records that cannot be used or have no label are left out.
 
     Raises:
         FastaError: A file cannot be used; or some of its records, and ``on_error`` is ``fail``;
@@ -135,17 +139,25 @@ def read_for_model(
     if codec.task == "mlm":
         check_letters(data.sequences, tokenizer, ", ".join(map(shown, paths)))
         return replace(found, dataset=Corruption.for_evaluation(tokenizer)(data.sequences))
-    headers = Headers([data])
-    table = join_labels(headers, labels, id_column=id_column, label_column=label_column)
-    check_labels(headers, table, codec.task)
-    return replace(
-        found, dataset=to_datasets([data], table, codec)[0], label_source=_labels_in_words(table)
+    table = join_labels(
+        Headers([data]),
+        labels,
+        id_column=id_column,
+        label_column=label_column,
+        names=codec.ignore,
+        on_error=on_error,
     )
-
-
-def _labels_in_words(table: LabelTable) -> str:
-    ids = f", ids from column {table.columns.id!r}" if table.kind == "table" else ""
-    return label_source(table) + ids
+    (data,), unlabelled = leave_out_unlabelled([data], table, codec.ignore)
+    reading = read_column([data], table, like=codec, decimal=decimal, names=codec.ignore)
+    check_labels(Headers([data]), table, codec.task)
+    return replace(
+        found,
+        dataset=to_datasets([data], table, codec)[0],
+        records=data,
+        rejects=(*found.rejects, *unlabelled),
+        label_columns=tuple(column_words(table)),
+        notes=(*table.notes, *(f"{label_source(table)}: {note}" for note in reading.notes)),
+    )
 
 
 def _read(

@@ -1,16 +1,17 @@
 """Records joined with their labels; whatever does not fit is told all at once."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from seqtrain.data.cells import missing_marks
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message
 from seqtrain.data.files import shown
 from seqtrain.data.id_matching import MAX_SHOWN, listed, match_ids
 from seqtrain.data.label_table import LabelTable, header_labels, read_labels
-from seqtrain.data.labels import LabelCodec, is_regression, is_residue, read_number, read_numbers
+from seqtrain.data.labels import LabelCodec, is_regression, is_residue
 from seqtrain.data.tokenized import Tokenized
 from seqtrain.errors import ConfigError, LabelError
 
@@ -22,6 +23,8 @@ def join_labels(
     id_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    names: Collection[str] = (),
+    on_error: str = "fail",
 ) -> LabelTable:
     """The labels of these records, every one of which has one; others may be in the table too.
 
@@ -31,6 +34,8 @@ def join_labels(
         id_column: Column of ids; none: found by name.
         label_column: Column, or header key, of labels; none: found by name.
         split_column: Column of splits; none: found by name. Headers are read elsewhere.
+        names: Marks of missing values that are names here.
+        on_error: ``fail``, or ``skip`` where the caller leaves out the records without a label.
 
     Raises:
         LabelError: A file cannot be used, or records have no label: all are collected.
@@ -44,17 +49,40 @@ def join_labels(
             table.rename({name: record for record, name in match.names.items()})
             table.notes += match.notes
     else:
-        table = header_labels(records, label_column or "label")
-    missing = [record for record in records if record.id not in table.values]
-    if len(missing) == len(records):
+        table = header_labels(records, label_column)
+    missing = find_unlabelled(records, table, names)
+    if not any(record.id in table.values for record in records):
         raise LabelError(_nothing_matches(records, table, labels))
-    if missing:
-        reason = f"has no label in {label_source(table)}; add it or remove the record"
-        message = reject_message([reject(record, reason) for record in missing])
-        if table.columns.id in {record.id for record in missing}:
-            message += "\nThe first line of a label table is its header; add one with the names."
-        raise LabelError(message)
+    if missing and on_error == "fail":
+        fix = "Add the labels, or leave these records out with --on-error skip."
+        if table.columns.id in {each.id for each in missing}:
+            fix = "The first line of a label table is its header; add one with the names."
+        raise LabelError(f"{reject_message(missing)}\n{fix}")
     return table
+
+
+def find_unlabelled(
+    records: Iterable[Header | Record], table: LabelTable, names: Collection[str] = ()
+) -> list[Reject]:
+    """Records without a label, or with a mark of a missing value such as ``NA``, with the reason.
+
+    Args:
+        records: All records.
+        table: Their labels.
+        names: Marks of missing values that are names here.
+    """
+    marks = (
+        frozenset([""]) if table.kind == "fasta" else missing_marks(table.values.values(), names)
+    )
+    found = []
+    for record in records:
+        value = table.values.get(record.id)
+        if value is None:
+            found.append(reject(record, f"has no label in {label_source(table)}"))
+        elif value in marks:
+            mark = f": {value!r} is a missing value" if value else " is missing"
+            found.append(reject(record, f"{_where(record, table)}{mark}"))
+    return found
 
 
 def _nothing_matches(
@@ -122,10 +150,8 @@ def check_labels(records: Iterable[Header | Record], table: LabelTable, task: st
 
 def _no_number(value: str, task: str) -> str | None:
     """What keeps a label from being a number, or a list of them."""
-    if not is_residue(task):
-        return f"expected a number, found {value!r}" if read_number(value) is None else None
     try:
-        read_numbers(value)
+        LabelCodec(task).encode(value)
     except LabelError as error:
         return str(error)
     return None

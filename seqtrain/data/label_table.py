@@ -7,31 +7,23 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from itertools import chain
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seqtrain.data.attributes import Attribute
+from seqtrain.data.columns import ChosenColumns, Columns, choose_columns
 from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repeats, reject_message
 from seqtrain.data.files import read_lines, shown
 from seqtrain.data.header_splits import SPLIT_COLUMNS, split_reader
 from seqtrain.errors import LabelError
 
-_ID_COLUMNS = ("id", "name", "accession", "identifier", "record", "record_id", "seq_id", "entry")
-_LABEL_COLUMNS = ("label", "labels", "target", "targets", "class", "y")
-
-
-class Columns(NamedTuple):
-    """Names of the columns of a label table, or of the keys in headers."""
-
-    id: str
-    label: str
-    split: str
-    """Empty when there is none."""
-
-
 _NO_COLUMNS = Columns("", "", "")
+_LONGEST_CELL = 2**31 - 1
+"""Characters that csv takes; its own limit is 131,072, fewer than the numbers of a long record."""
+_TRIED_ROWS = 50
+"""Rows that are cut up to tell whether commas or semicolons stand between columns."""
+_EXCEL_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
 @dataclass(eq=False)
@@ -48,6 +40,8 @@ class LabelTable:
     """Those that hold labels, in order."""
     notes: list[str] = field(default_factory=list)
     """What is to be said of how they were read, one line each."""
+    chosen: list[ChosenColumns] = field(default_factory=list)
+    """The columns of each file of a table, in order."""
     _lines: "array[int]" = field(init=False, default_factory=lambda: array("q"))
     _ends: list[int] = field(init=False, default_factory=list)
     """How many labels there are up to the end of each file."""
@@ -108,19 +102,24 @@ def read_labels(
 
     Raises:
         LabelError: A file cannot be read; a column is missing or cannot be told; or rows have a
-            blank or repeated id, no label, or too few or too many cells: all are collected.
+            blank or repeated id, or too few or too many cells: all are collected.
     """
     refuse_repeats(paths)
     table, rejects = LabelTable("", _NO_COLUMNS), []
-    wanted = (id_column, label_column, split_column)
+    wanted = {"id_column": id_column, "label_column": label_column, "split_column": split_column}
     for source in map(str, paths):
         first, lines = _with_first(read_lines(source, LabelError))
         if not first:
             raise LabelError(f"{shown(source)}: is empty, expected labels.")
-        kind, columns, rows = _rows(first, lines, source, wanted)
+        kind = "fasta" if first.startswith(">") else "table"
         if table.kind not in ("", kind):
             raise LabelError("Labels come as tables or as labels FASTA, not as both at once.")
-        table.kind, table.columns = kind, columns
+        table.kind = kind
+        rows = _fasta_rows(lines, source, split_column)
+        if kind == "table":
+            chosen, rows = _open_table(lines, source, wanted)
+            table.columns = chosen.names
+            table.chosen.append(chosen)
         first_row = next(rows, None)
         if first_row is None:
             raise LabelError(f"{shown(source)}: holds a header and no row, expected labels.")
@@ -130,51 +129,60 @@ def read_labels(
     return table
 
 
-def _rows(
-    first: str, lines: Iterator[str], source: str, wanted: tuple[str | None, ...]
-) -> tuple[str, Columns, Iterator[_Row]]:
-    """Kind, columns and labels of a file that begins with this line."""
-    if first.startswith(">"):
-        return "fasta", _NO_COLUMNS, _fasta_rows(lines, source, wanted[2])
-    reader = csv.reader(lines, delimiter=_delimiter(first, source), strict=True)
-    with _told(reader, source):
+def _open_table(
+    lines: Iterator[str], source: str, wanted: dict[str, str | None]
+) -> tuple[ChosenColumns, Iterator[_Row]]:
+    """The columns of a table and its rows; a line ``sep=;``, as Excel writes it, is obeyed."""
+    first, lines = _with_first(lines)
+    skipped, delimiter = 0, None
+    if excel := _EXCEL_LINE.fullmatch(first):
+        skipped = next(number for number, line in enumerate(lines, 1) if line == first)
+        delimiter = excel[1]
+        first, lines = _with_first(lines)
+    if delimiter is None or delimiter not in first:
+        delimiter, lines = _delimiter(first, lines, source)
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    with _told(reader, source, skipped):
         names = [name.strip() for name in next(filter(_has_text, reader))]
-    columns = _choose_columns(names, source, *wanted)
-    return "table", columns, _table_rows(reader, names, columns, source)
+    chosen = choose_columns(names, source, **wanted)
+    return chosen, _table_rows(reader, len(names), chosen.places, source, skipped)
 
 
 def header_labels(
-    records: Iterable[Header | Record], label_key: str = "label", split_key: str = "split"
+    records: Iterable[Header | Record], label_key: str | None = None, split_key: str = "split"
 ) -> LabelTable:
     """Labels from ``label=...`` and ``split=...`` in the headers; records without have none.
 
-    Keys count in any case. ``target=`` and ``set=`` are read too where the usual keys are asked
-    for. A value with spaces stands in double quotes.
+    Keys count in any case. ``target=`` and ``set=`` are read too where no other key is asked for.
+    A value with spaces stands in quotes; ``;``, ``|`` or ``,`` before another ``key=`` end it.
+
+    Raises:
+        LabelError: A header holds different labels.
     """
-    label = _attribute("label|target" if label_key == "label" else re.escape(label_key))
-    split = _split_attribute(split_key)
-    table = LabelTable("header", Columns("", label_key, split_key))
+    label = Attribute(["label", "target"] if label_key is None else [label_key])
+    split = Attribute(SPLIT_COLUMNS if split_key == "split" else [split_key])
+    table = LabelTable("header", Columns("", label_key or "label", split_key))
     rows = (
-        _Row(r.id, found[1].strip('"'), _value(split, r), r.source, r.line, r.index)
+        _Row(r.id, found[0], split.value(r.description), r.source, r.line, r.index, _several(found))
         for r in records
-        if (found := label.search(r.description))
+        if (found := label.values(r.description))
     )
     if rejects := _fill(table, rows):
         raise LabelError(reject_message(rejects))
     return table
 
 
-def _split_attribute(key: str) -> re.Pattern[str]:
-    return _attribute("split|set" if key == "split" else re.escape(key))
-
-
-def _attribute(key: str) -> re.Pattern[str]:
-    return re.compile(rf'(?:^|[\s;|])(?:{key})=("[^"]*"|\S*)', re.IGNORECASE)
-
-
-def _value(pattern: re.Pattern[str], record: Header | Record) -> str:
-    found = pattern.search(record.description)
-    return found[1].strip('"') if found else ""
+def _several(labels: Sequence[str]) -> str:
+    """What is wrong with a header of different labels; empty where they agree."""
+    distinct = list(dict.fromkeys(labels))
+    if len(distinct) == 1:
+        return ""
+    named = " and ".join(map(repr, distinct))
+    return (
+        f"the header holds several labels, {named}; keep one, or name another key with "
+        "--label-column"
+    )
 
 
 def _with_first(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
@@ -191,78 +199,61 @@ def _has_text(cells: Sequence[str]) -> bool:
     return any(map(str.strip, cells))
 
 
-def _delimiter(header: str, source: str) -> str:
+def _delimiter(header: str, lines: Iterator[str], source: str) -> tuple[str, Iterator[str]]:
+    """What stands between the columns of a table with this header, and its lines again.
+
+    Where the header holds commas and semicolons, it is what cuts more of the rows into as many
+    cells as the header.
+    """
     if "\t" in header:
-        return "\t"
-    if "," not in header and ";" not in header:
+        return "\t", lines
+    candidates = [mark for mark in ",;" if mark in header]
+    if not candidates:
         raise LabelError(
             f"{shown(source)}: expected a header line with tabs or commas between the names of "
             f"the columns, found {header.strip()[:40]!r}."
         )
-    return max(",;", key=header.count)
+    if len(candidates) == 1:
+        return candidates[0], lines
+    tried = list(islice(lines, _TRIED_ROWS))
+    best = max(candidates, key=lambda mark: (_fitting_rows(tried, mark), header.count(mark)))
+    return best, chain(tried, lines)
 
 
-def _table_rows(reader: Any, names: Sequence[str], columns: Columns, source: str) -> Iterator[_Row]:
-    cell = itemgetter(*(names.index(name) for name in columns if name))
-    first = names.index(columns.id)
-    with _told(reader, source):
+def _fitting_rows(lines: Sequence[str], delimiter: str) -> int:
+    try:
+        rows = list(filter(_has_text, csv.reader(lines, delimiter=delimiter)))
+    except csv.Error:
+        return 0
+    return sum(len(row) == len(rows[0]) for row in rows[1:])
+
+
+def _table_rows(
+    reader: Any, width: int, places: Sequence[int], source: str, skipped: int
+) -> Iterator[_Row]:
+    """Rows of a table of so many columns, the header already read."""
+    first = places[0]
+    with _told(reader, source, skipped):
         for place, cells in enumerate(filter(_has_text, reader)):
-            line = reader.line_num
-            if len(cells) == len(names):
-                name, value, split = (*cell(cells), "")[:3]
-                yield _Row(name.strip(), value.strip(), split.strip(), source, line, place)
+            line = reader.line_num + skipped
+            if len(cells) == width:
+                name, value, split = (*(cells[i].strip() for i in places), "")[:3]
+                yield _Row(name, value, split, source, line, place)
             else:
-                reason = f"expected {len(names)} cells as in the header, found {len(cells)}"
+                reason = f"expected {width} cells as in the header, found {len(cells)}"
                 name = cells[first].strip() if first < len(cells) else ""
                 yield _Row(name, "", "", source, line, place, reason)
 
 
 @contextmanager
-def _told(reader: Any, source: str) -> Iterator[None]:
-    """What a table is not well formed for, with the line."""
+def _told(reader: Any, source: str, skipped: int) -> Iterator[None]:
+    """Tells where a table is not well formed, behind lines that were skipped."""
     try:
         yield
     except csv.Error as problem:
         raise LabelError(
-            f"{shown(source)}: line {reader.line_num}: {problem}. Is a quote left open?"
+            f"{shown(source)}: line {reader.line_num + skipped}: {problem}. Is a quote left open?"
         ) from None
-
-
-def _choose_columns(
-    names: Sequence[str],
-    source: str,
-    id_column: str | None,
-    label_column: str | None,
-    split_column: str | None,
-) -> Columns:
-    # One that is asked for may be in another file, or in the headers.
-    usual = next((n for word in SPLIT_COLUMNS for n in names if n.lower() == word), None)
-    split = split_column if split_column in names else usual
-    label = _pick(label_column, _LABEL_COLUMNS, names, source)
-    others = [name for name in names if name not in (label, split)]
-    record = _pick(id_column, _ID_COLUMNS, names, source) or (others or names)[0]
-    others = [name for name in others if name != record]
-    if label is None and len(others) != 1:
-        raise LabelError(
-            f"{shown(source)}: which column holds the label? Columns: {', '.join(names)}. "
-            "Name it with --label-column."
-        )
-    is_read = split_column in (None, split)
-    return Columns(record, label or others[0], (split or "") if is_read else "")
-
-
-def _pick(
-    wanted: str | None, usual: Sequence[str], names: Sequence[str], source: str
-) -> str | None:
-    if wanted is None:
-        return next((name for word in usual for name in names if name.lower() == word), None)
-    if wanted not in names:
-        near = get_close_matches(wanted, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise LabelError(
-            f"{shown(source)}: there is no column {wanted!r}. Columns: {', '.join(names)}.{hint}"
-        )
-    return wanted
 
 
 def _fasta_rows(lines: Iterable[str], source: str, split_key: str | None) -> Iterator[_Row]:
@@ -282,8 +273,6 @@ def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:
             bad.append((row, row.reason or "the id is blank"))
         elif row.id in table.values:
             repeated.append(row)
-        elif not row.value:
-            bad.append((row, "the label is missing; add it or remove the row"))
         else:
             table.add(row)
     bad += [(row, _used_before(row, *table.place(row.id))) for row in repeated]

@@ -1,15 +1,16 @@
 """What labels mean: the task they belong to, and their way to targets and back."""
 
-import math
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt32
+from jaxtyping import Float, Float64, Int64, UInt32
 
+from seqtrain.data.cells import NUMBER_EXAMPLE, fits_float32, is_missing, read_number
+from seqtrain.data.evidence import best_separator
 from seqtrain.errors import ConfigError, LabelError
 
 TASKS = (
@@ -24,18 +25,8 @@ TASKS = (
 IGNORE: int = -100
 """Target of a residue that counts neither in the loss nor in a metric, as in torch."""
 
-_SEPARATORS = "|;,"
-_MISSING = frozenset({"", "-", "?", "na", "nan"})
-_SEVERAL_NAMES = re.compile(r"[^\s,;|]\s*[,;|]\s*[^\s,;|]")
-
-
-def read_number(text: str) -> float | None:
-    """The finite number that a text stands for, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+UNMEASURED = "-?"
+"""Residue labels that stand for no class, unless a trained model has them as classes."""
 
 
 def is_residue(task: str) -> bool:
@@ -48,24 +39,27 @@ def is_regression(task: str) -> bool:
     return task.endswith("regression")
 
 
-def read_numbers(text: str) -> Float32[np.ndarray, " L"]:
-    """Numbers of one record's residues, separated by commas or blanks.
+def read_numbers(text: str) -> Float64[np.ndarray, " L"]:
+    """Numbers of one record's residues, separated by commas or blanks, in brackets or not.
 
-    Nothing between two commas, ``-``, ``?``, ``NA`` and ``NaN`` are residues that were not
-    measured: NaN.
+    Nothing between two commas, ``-``, ``?``, ``NA`` and other marks of missing values are residues
+    that were not measured: NaN.
 
     Raises:
-        LabelError: Something else is no finite number.
+        LabelError: Something else is no number, or none that a float32 can hold.
     """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
     cells = text.split(",") if "," in text else text.split()
-    numbers = np.full(len(cells), np.nan, dtype=np.float32)
+    numbers = np.full(len(cells), np.nan)
     for place, cell in enumerate(map(str.strip, cells)):
-        if cell.lower() in _MISSING:
+        if is_missing(cell):
             continue
-        number = read_number(cell)
-        if number is None:
-            raise LabelError(f"residue {place + 1}: expected a number, found {cell!r}")
-        numbers[place] = number
+        try:
+            numbers[place] = _number(cell)
+        except LabelError as error:
+            raise LabelError(f"residue {place + 1}: {error}") from None
     return numbers
 
 
@@ -74,39 +68,6 @@ def mean_number(text: str) -> float:
     numbers = read_numbers(text)
     numbers = numbers[~np.isnan(numbers)]
     return float(numbers.mean()) if len(numbers) else 0.0
-
-
-def infer_task(values: Iterable[str], kind: str) -> str:
-    """The task that labels most likely belong to.
-
-    - A labels FASTA: ``residue_classification``.
-    - Numbers, more than ten different ones or one with a fraction: ``regression``. One in twenty
-      of the different labels may be no number, to be told as an error rather than as a class.
-    - Lists of numbers and of nothing else, one of them with a fraction: ``residue_regression``.
-    - Any other label with ``,``, ``;`` or ``|`` between names: ``multilabel``.
-    - Anything else, 0 and 1 included: ``classification``.
-    """
-    if kind == "fasta":
-        return "residue_classification"
-    distinct = set(values)
-    numbers = [number for value in distinct if (number := read_number(value)) is not None]
-    measured = len(numbers) > 10 or not all(map(float.is_integer, numbers))
-    if measured and len(numbers) >= 0.95 * len(distinct):
-        return "regression"
-    if _are_profiles(distinct):
-        return "residue_regression"
-    return "multilabel" if any(map(_SEVERAL_NAMES.search, distinct)) else "classification"
-
-
-def _are_profiles(values: Iterable[str]) -> bool:
-    """Whether every label is a list of numbers, and some number has a fraction."""
-    try:
-        numbers = [read_numbers(value) for value in values]
-    except LabelError:
-        return False
-    flat = np.concatenate(numbers)
-    flat = flat[~np.isnan(flat)]
-    return len(flat) > len(numbers) and bool((flat % 1 != 0).any())
 
 
 @dataclass(frozen=True)
@@ -127,13 +88,24 @@ class LabelCodec:
     """What stands between the names of a multi-label cell."""
 
     @classmethod
-    def fit(cls, task: str, values: Iterable[str], ignore: Sequence[str] = ()) -> "LabelCodec":
+    def fit(
+        cls,
+        task: str,
+        values: Iterable[str],
+        ignore: Sequence[str] = (),
+        separator: str | None = None,
+    ) -> "LabelCodec":
         """The codec of training labels. Classes are sorted, by value when all are numbers.
 
-        Of any task but ``mlm``, which has no labels: see :meth:`of_letters`.
+        Of any task but ``mlm``, which has no labels: see :meth:`of_letters`. Residue labels ``-``
+        and ``?`` are residues that were not measured.
 
-        Names of a multi-label cell are separated by ``|``, ``;`` or ``,``: by the first of these
-        that occurs in any cell.
+        Args:
+            task: One of ``TASKS``.
+            values: Labels of the training records.
+            ignore: Residue labels, or names of a multi-label task, that are no classes.
+            separator: Between the names of a multi-label cell; none: the one of ``|``, ``;`` and
+                ``,`` that explains most cells.
 
         Raises:
             ConfigError: The task is not known, or has no use for ``ignore``.
@@ -147,8 +119,12 @@ class LabelCodec:
                 found = f"is {targets[0]:g}" if len(targets) else "is missing"
                 raise LabelError(f"Every training target {found}; there is nothing to fit.")
             return cls(task, mean=float(targets.mean()), std=float(targets.std()))
-        separator = next((s for s in _SEPARATORS if any(s in value for value in values)), ",")
+        if separator is None:
+            separator = best_separator(Counter(values)) if task == "multilabel" else None
+        separator = separator or ","
         names: set[str] = set().union(*(_names(task, value, separator) for value in set(values)))
+        if task == "residue_classification":
+            names.difference_update(UNMEASURED)
         classes = sorted(names.difference(ignore), key=_by_value(names))
         if len(classes) < (1 if task == "multilabel" else 2):
             raise LabelError(
@@ -173,12 +149,11 @@ class LabelCodec:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        targets = dict.fromkeys(self.ignore, IGNORE)
+        unmeasured = UNMEASURED if self.task == "residue_classification" else ""
+        targets = dict.fromkeys((*unmeasured, *self.ignore), IGNORE)
         return targets | {name: index for index, name in enumerate(self.classes)}
 
-    def encode(
-        self, value: str
-    ) -> int | float | Float32[np.ndarray, " K"] | Int64[np.ndarray, " L"]:
+    def encode(self, value: str) -> int | float | Float[np.ndarray, " _"] | Int64[np.ndarray, " L"]:
         """The target of one record.
 
         Returns:
@@ -186,7 +161,7 @@ class LabelCodec:
             for multilabel 0 or 1 for each class; for residue_classification the index of the
             class of each residue, ``IGNORE`` where the label is ignored, and likewise for mlm of
             each letter; for residue_regression the number of each residue, NaN where there is
-            none, float32.
+            none, float64.
 
         Raises:
             LabelError: A label is none of the classes, or no number.
@@ -236,7 +211,7 @@ class LabelCodec:
     def decode(self, target: Any) -> str | float:
         """The label of a target as ``SequenceDataset.target`` gives it; a number for regression.
 
-        Ignored residues come back as the first ignored label.
+        Ignored residues come back as the first ignored label, or ``-``.
         """
         match self.task:
             case "regression":
@@ -248,7 +223,7 @@ class LabelCodec:
             case "multilabel":
                 return self.separator.join(self.classes[i] for i in np.flatnonzero(target))
             case _:
-                names = {IGNORE: self.ignore[0]} if self.ignore else {}
+                names = {IGNORE: self.ignore[0] if self.ignore else UNMEASURED[0]}
                 names |= dict(enumerate(self.classes))
                 return "".join(names[index] for index in target.tolist())
 
@@ -282,7 +257,7 @@ def _names(task: str, value: str, separator: str) -> Iterable[str]:
 def _by_value(names: Iterable[str]) -> Callable[[str], Any]:
     """Sort key: by number when all are numbers, else by text."""
     if all(read_number(name) is not None for name in names):
-        return lambda name: (float(name), name)
+        return lambda name: (read_number(name), name)
     return str
 
 
@@ -297,5 +272,11 @@ def _targets(task: str, values: Iterable[str]) -> Float64[np.ndarray, " R"]:
 def _number(text: str) -> float:
     number = read_number(text)
     if number is None:
-        raise LabelError(f"{text!r} is not a finite number, which regression needs")
+        raise LabelError(f"expected a number such as {NUMBER_EXAMPLE}, found {text!r}")
+    if not fits_float32(number):
+        size = "large" if abs(number) > 1 else "small"
+        raise LabelError(
+            f"{text!r} is too {size} for float32, which holds 1.2e-38 to 3.4e38; use another unit, "
+            "or the logarithm"
+        )
     return number

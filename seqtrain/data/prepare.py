@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from seqtrain.data.columns import Columns
 from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.fasta import refuse_repeats
+from seqtrain.data.fasta import Reject, refuse_repeats
+from seqtrain.data.interpret import Reading
 from seqtrain.data.join import check_labels, join_labels, label_source, refuse_labels, to_datasets
-from seqtrain.data.label_table import Columns, LabelTable
-from seqtrain.data.labels import LabelCodec, infer_task
+from seqtrain.data.label_column import label_notes, leave_out_unlabelled, read_column
+from seqtrain.data.label_table import LabelTable
+from seqtrain.data.labels import LabelCodec
 from seqtrain.data.named_splits import find_splits, is_off
 from seqtrain.data.partition import complete_parts, given_parts, pick, refuse_split_twice
 from seqtrain.data.ragged import Texts
@@ -72,6 +75,8 @@ def prepare_data(
     stop: str = "drop",
     other: str = "error",
     ignore_labels: Sequence[str] = (),
+    decimal: str | None = None,
+    on_error: str = "fail",
     max_length: int | None = None,
     overlong: str = "error",
     valid_fraction: float = 0.1,
@@ -102,6 +107,8 @@ def prepare_data(
         stop: What a stop becomes.
         other: What any other letter becomes.
         ignore_labels: Residue labels without target, or names that are no class (multilabel).
+        decimal: ``point`` or ``comma`` before the fractions of numbers; none: told from the labels.
+        on_error: ``fail`` where labels are missing, or ``skip``: leave these records out.
         max_length: Longest sequence in residues; none: no limit.
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
         valid_fraction: Share of train for validation.
@@ -142,8 +149,10 @@ def prepare_data(
     }
     pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong)
     headers = Headers(pieces)
+    unlabelled: list[Reject] = []
     if task == "mlm":
         table = LabelTable("header", Columns("", "", ""))
+        reading = Reading(task, "given", {})
     else:
         table = join_labels(
             headers,
@@ -151,14 +160,19 @@ def prepare_data(
             id_column=id_column,
             label_column=label_column,
             split_column=None if is_off(split_column) else split_column,
+            names=ignore_labels,
+            on_error=on_error,
         )
+        if on_error == "skip":
+            pieces, unlabelled = leave_out_unlabelled(pieces, table, ignore_labels)
+            headers = Headers(pieces)
+        reading = read_column(pieces, table, task=task, decimal=decimal, names=ignore_labels)
     found = find_splits(headers, table, splits, split_column=split_column, id_column=id_column)
     ids = Texts.of(ids_of(pieces))
     values = [table.values.get(record, "") for record in ids]
-    chosen_task = task or infer_task(values, table.kind)
-    check_labels(headers, table, chosen_task)
+    check_labels(headers, table, reading.task)
     given = given_parts(pieces, found, files)
-    fit = partial(_fit, chosen_task, values, ignore_labels, table, tokenizer)
+    fit = partial(_fit, reading, values, ignore_labels, table, tokenizer)
     partition = complete_parts(
         given,
         [piece.sequences for piece in pieces],
@@ -174,11 +188,12 @@ def prepare_data(
     told = "that of the stores" if is_store(paths[0]) else "told from the letters"
     how = {
         "alphabet": "given" if alphabet else told,
-        "task": "given" if task else "told from the labels",
+        "task": reading.reason,
         "split": partition.how,
     }
     named = {**files, "labels": labels, "splits": splits}
-    report = data_report(named, found.warnings, pieces, table, tokenizer, codec, parts, how)
+    notes = [*label_notes(table, reading, unlabelled), *found.warnings]
+    report = data_report(named, notes, pieces, table, tokenizer, codec, parts, how, unlabelled)
     return PreparedData(
         train=parts["train"],
         valid=parts["valid"],
@@ -211,7 +226,7 @@ def _divided(
 
 
 def _fit(
-    task: str,
+    reading: Reading,
     values: Sequence[str],
     ignore: Sequence[str],
     table: LabelTable,
@@ -219,11 +234,12 @@ def _fit(
     parts: Shaped[np.ndarray, " N"],
 ) -> LabelCodec:
     """The codec of the training labels, or of the letters."""
+    task = reading.task
     if task == "mlm":
         return LabelCodec.of_letters(tokenizer.alphabet.letters)
     train = [values[i] for i in np.flatnonzero(parts == "train").tolist()]
     try:
-        codec = LabelCodec.fit(task, train, ignore)
+        codec = LabelCodec.fit(task, train, ignore, reading.separator)
     except LabelError as error:
         raise LabelError(f"{label_source(table)}: {error}") from None
     if task == "classification" and len(codec.classes) == len(train) > MOST_LONE_CLASSES:

@@ -7,10 +7,13 @@ import numpy as np
 
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.fasta import Reject
 from seqtrain.data.files import file_facts
 from seqtrain.data.join import label_source
+from seqtrain.data.label_column import column_words
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec, is_regression
+from seqtrain.data.lookalikes import class_warnings
 from seqtrain.data.tokenized import Tokenized, ids_of, letters_of, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 
@@ -24,29 +27,32 @@ def data_report(
     codec: LabelCodec,
     parts: Mapping[str, SequenceDataset],
     how: Mapping[str, str],
+    unlabelled: Sequence[Reject] = (),
 ) -> dict[str, Any]:
     """What was read, decided and left out, ready for JSON.
 
     Args:
         files: Paths by part, and those of ``labels`` and ``splits``.
-        warnings: Those of the splits.
+        warnings: Those of the labels and the splits.
         pieces: All records that are used, and those left out.
         table: All labels that were read.
         tokenizer: How letters were read.
         codec: What labels mean.
         parts: The datasets by part; empty ones are left out of the report.
         how: How alphabet, task and split were found.
+        unlabelled: Records that were left out for want of a label.
 
     Returns:
         ``files`` with size and SHA-256; ``alphabet``, ``task`` and ``split`` with how they were
         found; ``parts`` with counts; ``policies``, how many letters were read under which one, in
-        over-long records that were left out too; ``rejects``, the latter; ``fingerprints`` of the
-        parts; ``warnings``.
+        over-long records that were left out too; ``rejects``, these and those without a label;
+        ``fingerprints`` of the parts; ``warnings``.
     """
     skipped = [reject for piece in pieces for reject in piece.skipped]
+    left_out = [*skipped, *unlabelled]
     truncated = [record for piece in pieces for record in piece.truncated]
     used = sum(record in table.values for record in ids_of(pieces))
-    unused = len(table.values) - used - sum(reject.id in table.values for reject in skipped)
+    unused = len(table.values) - used - sum(reject.id in table.values for reject in left_out)
     letters = letters_of(pieces)
     policies = tokenizer.count_policies(letters)
     parts = {name: part for name, part in parts.items() if len(part)}
@@ -55,11 +61,12 @@ def data_report(
         "alphabet": {"name": tokenizer.alphabet.name, "how": how["alphabet"]},
         "task": {"name": codec.task, "how": how["task"]},
         "label_source": label_source(table),
+        "label_columns": column_words(table) if table.values else [],
         "split": {"how": how["split"]},
         "parts": {name: _part_report(part, codec) for name, part in parts.items()},
         "policies": policies,
         "labels_without_record": unused,
-        "rejects": [reject._asdict() for reject in skipped],
+        "rejects": [reject._asdict() for reject in left_out],
         "truncated": truncated,
         "fingerprints": {name: part.fingerprint() for name, part in parts.items()},
         "warnings": [
@@ -108,6 +115,9 @@ def _label_warnings(table: LabelTable, codec: LabelCodec, unused: int) -> list[s
     warnings = []
     if unused:
         warnings.append(f"{unused} labels of {label_source(table)} have no record and are not used")
+    if codec.task != "mlm":
+        found = class_warnings(codec, table.values.values())
+        warnings += [f"{label_source(table)}: {text}" for text in found]
     for label in codec.ignore:
         if table.values and not any(label in value for value in table.values.values()):
             warnings.append(f"data.ignore_labels: {label!r} occurs in no label")

@@ -1,6 +1,7 @@
 import gzip
 import io
 import sys
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from seqtrain.data.fasta import Record
 from seqtrain.data.header_splits import split_name
+from seqtrain.data.label_column import column_words
 from seqtrain.data.label_table import header_labels, read_labels
 from seqtrain.errors import DataError, LabelError
 
@@ -126,7 +128,6 @@ def test_unknown_column_gets_the_nearest_name(write, option):
         ("a,x\nb,y,z\n", 3, "record 'b' (2nd, line 3): expected 2 cells as in the header, found 3"),
         ("a,x\nb\n", 3, "record 'b' (2nd, line 3): expected 2 cells as in the header, found 1"),
         ("a,x\n,y\n", 3, "record '' (2nd, line 3): the id is blank"),
-        ("a,x\nb, \n", 3, "record 'b' (2nd, line 3): the label is missing; add it or remove"),
         ("a,x\nb,y\na,x\n", 4, "record 'a' (3rd, line 4): the id was used before, on line 2;"),
     ],
 )
@@ -160,7 +161,6 @@ def test_all_bad_rows_of_all_files_are_told_at_once(write):
         ('id,label\na,"x\nb,y\n', "Is a quote left open?"),
         (b"id,label\na,\0\n", "line 2 holds binary data"),
         (gzip.compress(b"id,label\na,x\n", mtime=0)[:-9], "cut short"),
-        (">a\nHH\n>b\n", "record 'b' (2nd, line 3): the label is missing"),
         (">a\nHH\n>\nH\n", "record '' (2nd, line 3): the id is blank"),
         (">a\nHH\n>a\nH\n", "record 'a' (2nd, line 3): the id was used before, on line 1"),
     ],
@@ -221,9 +221,132 @@ def test_other_header_keys_can_be_asked_for():
     assert (table.values, table.splits) == ({"r0": "7"}, {"r0": "1"})
 
 
-def test_empty_header_label_is_missing():
-    with pytest.raises(LabelError, match=r"train.fasta: record 'r0' \(1st, line 1\): the label is"):
-        header_labels([record("label= split=train")])
+def test_empty_label_is_read_as_none(write):
+    assert header_labels([record("label= split=train")]).values == {"r0": ""}
+    assert read_labels([write("id,label\na,x\nb, \n")]).values == {"a": "x", "b": ""}
+    assert read_labels([write(">a\nHH\n>b\n")]).values == {"a": "HH", "b": ""}
+
+
+@pytest.mark.parametrize(
+    ("description", "value"),
+    [
+        ("label=alpha;taxon=9606;source=lab", "alpha"),
+        ("label=alpha|OX=9606", "alpha"),
+        ("label=alpha,split=train", "alpha"),
+        ("label=alpha, split=train", "alpha"),
+        ("label=a;b;taxon=9606", "a;b"),
+        ("label=a;b;", "a;b"),
+        ("[label=two words] [split=test]", "two words"),
+        ("label='two words' OS=x", "two words"),
+        ('label="a;b=c" OS=x', "a;b=c"),
+        ("x;label=alpha;split=test", "alpha"),
+        ("label=alpha.", "alpha."),
+        ("label=alpha label=alpha", "alpha"),
+    ],
+)
+def test_next_key_ends_a_header_label(description, value):
+    assert header_labels([record(description)]).values == {"r0": value}
+
+
+@pytest.mark.parametrize(
+    "description", ["label=a label=b", "Label=a [label=b]", "label=a target=1"]
+)
+def test_different_labels_in_one_header_are_refused(description):
+    with pytest.raises(LabelError, match=r"record 'r0'.*the header holds several labels, 'a' and"):
+        header_labels([record(description)])
+
+
+def test_label_key_that_is_asked_for_is_the_only_one_read():
+    assert header_labels([record("label=a target=1")], "target").values == {"r0": "1"}
+    assert header_labels([record("label=a target=1")], "label").values == {"r0": "a"}
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        (
+            "id,label,label",
+            {},
+            "'label' (column 2) and 'label' (column 3) could both hold the labels",
+        ),
+        ("id,label,label", {"label_column": "label"}, "Rename or remove all but one."),
+        ("id,Label,label", {}, "Name it with --label-column."),
+        ("id,label,target", {}, "'label' (column 2) and 'target' (column 3) could both hold"),
+        ("id,id,label", {}, "'id' (column 1) and 'id' (column 2) could both hold the record ids"),
+        ("id,label,split,Split", {}, "could both hold the splits. Name it with --split-column."),
+        (
+            ",protein_id,label",
+            {},
+            "which column holds the record ids? Columns: (one without a name)",
+        ),
+        ("label,split", {}, "which column holds the record ids?"),
+    ],
+)
+def test_columns_that_could_both_be_meant_are_refused(write, header, options, message):
+    row = ",".join("x" * len(header.split(",")))
+    assert message in message_of(write(f"{header}\n{row}\n"), **options)
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "values"),
+    [
+        (",label", {}, {"v0": "v1"}),
+        (",label,split", {}, {"v0": "v1"}),
+        (",id,label", {}, {"v1": "v2"}),
+        (",protein_id,label", {"id_column": "protein_id"}, {"v1": "v2"}),
+        ("id,name,label", {}, {"v0": "v2"}),
+        ("id,Label,label", {"label_column": "Label"}, {"v0": "v1"}),
+        ("class,id,activity", {}, {"v1": "v0"}),
+    ],
+)
+def test_index_of_a_data_frame_is_the_id_where_no_other_can_be(write, header, options, values):
+    row = ",".join(f"v{i}" for i in range(len(header.split(","))))
+    assert read_labels([write(f"{header}\n{row}\n")], **options).values == values
+
+
+def test_columns_are_told_with_the_reason(write):
+    path = write("Sequence name,class,activity\na,x,1\n")
+    assert column_words(read_labels([path])) == [
+        f"{path}, label column 'class' (by its name), id column 'Sequence name' (the first "
+        "column left)"
+    ]
+    assert column_words(read_labels([path], label_column="activity")) == [
+        f"{path}, label column 'activity' (--label-column), id column 'Sequence name' (the "
+        "first column left)"
+    ]
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;", "\nsep=;"])
+def test_separator_line_of_excel_is_obeyed(write, line):
+    table = read_labels([write(f"{line}\nid;label\na;x,1\nb;y,2\n")])
+    assert table.values == {"a": "x,1", "b": "y,2"}
+    assert table.place("b")[1] == 4 + line.count("\n")
+    assert read_labels([write("sep=,\nid,label\na,x\n")]).values == {"a": "x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        ("id;label, unit\na;x\nb;y\n", {"a": "x", "b": "y"}),
+        ("id;name,label\na;1,x\nb;2,y\n", {"a;1": "x", "b;2": "y"}),
+        ("id,label;unit\na,x\nb,y\n", {"a": "x", "b": "y"}),
+    ],
+)
+def test_rows_decide_between_comma_and_semicolon(write, content, values):
+    assert read_labels([write(content)], label_column=None).values == values
+
+
+def test_cell_of_any_length_is_read(write):
+    long = ",".join(["0.123456"] * 30_000)
+    assert read_labels([write(f"id\tlabel\na\t{long}\n")]).values == {"a": long}
+
+
+def test_excel_workbook_is_called_so(write):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    path = write(stream.getvalue(), "labels.xlsx")
+    assert "found an Excel workbook (.xlsx); save the sheet as CSV (UTF-8)" in message_of(path)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_zero_and_one_are_classes(folder):
 
 def test_multilabel_targets_are_rows_of_zeros_and_ones(folder):
     records = peptides(30)
-    names = ["a", "b", "a;c"]
+    names = ["a", "b;c", "a;c"]
     labels = folder.table({key: names[n % 3] for n, key in enumerate(records)})
     data = prepare_data(train=[folder.fasta("a.fa", records)], labels=[labels])
     assert data.codec.classes == ("a", "b", "c")
@@ -127,7 +127,13 @@ def test_report_is_json_and_tells_files_counts_and_choices(folder):
     assert report["files"]["train"][0]["path"] == fasta
     assert report["files"]["labels"][0]["bytes"] == Path(table).stat().st_size
     assert report["alphabet"] == {"name": "protein", "how": "told from the letters"}
-    assert report["task"] == {"name": "classification", "how": "told from the labels"}
+    assert report["task"] == {
+        "name": "classification",
+        "how": "22 cells, 2 different names",
+    }
+    assert report["label_columns"] == [
+        f"{table}, label column 'label' (by its name), id column 'id' (by its name)"
+    ]
     assert report["policies"] == {"gap": 1, "stop": 1, "ambiguous": 3, "synonym": 0, "other": 0}
     assert report["labels_without_record"] == 2
     parts = report["parts"]
@@ -221,13 +227,14 @@ def test_regression_split_is_stratified_by_quantile(folder):
 @pytest.mark.parametrize("method", ["stratified", "random"])
 def test_class_is_never_taken_out_of_train_altogether(folder, method):
     records = peptides(60)
-    kinds = ["a,b", "a", "b"]
+    kinds = ["a,b", "a", "b"]  # the names that follow stand in one cell each
     labels = {key: kinds[n % 3] for n, key in enumerate(records)}
     labels |= {f"p{n}": f"a,single{n}" for n in range(0, 60, 3)}
     for seed in range(5):
         data = prepare_data(
             train=[folder.fasta("a.fa", records)],
             labels=[folder.table(labels)],
+            task="multilabel",
             valid_fraction=0.3,
             split_method=method,
             seed=seed,

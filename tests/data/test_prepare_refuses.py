@@ -3,6 +3,7 @@
 import pytest
 from prepared_data import error_of, peptides
 
+from seqtrain.data.prepare import prepare_data
 from seqtrain.errors import ConfigError, DataError, FastaError, LabelError
 
 
@@ -36,12 +37,40 @@ def test_records_without_label_are_listed_with_their_place(folder):
     labels = folder.table({"p0": "a", "p1": "b"})
     lines = error_of(LabelError, train=[train], labels=[labels]).splitlines()
     assert lines[0] == f"{train}: 13 records cannot be used:"
-    assert lines[1] == (
-        f"  record 'p2' (3rd, line 5): has no label in {labels}, column 'label'; add it or remove "
-        "the record."
+    assert lines[1] == f"  record 'p2' (3rd, line 5): has no label in {labels}, column 'label'."
+    assert lines[-2:] == [
+        "  and 3 more.",
+        "Add the labels, or leave these records out with --on-error skip.",
+    ]
+
+
+@pytest.mark.parametrize("mark", ["", "NA", "nan", "None", "?", "#N/A", "-"])
+@pytest.mark.parametrize("header", ["label", "target"])
+def test_missing_values_are_refused_or_left_out_with_a_count(folder, mark, header):
+    records = peptides(40)
+    rows = {key: n / 7 if header == "target" else "ab"[n % 2] for n, key in enumerate(records)}
+    labels = folder.table({**rows, "p3": mark, "p8": mark}, f"id\t{header}")
+    settings = {"train": [folder.fasta("a.fa", records)], "labels": [labels]}
+    message = error_of(LabelError, **settings)
+    assert "2 records cannot be used" in message
+    what = f": {mark!r} is a missing value." if mark else " is missing."
+    assert f"label on line 5 of {labels}{what}" in message
+    data = prepare_data(**settings, on_error="skip")
+    assert len(data.ids) == 38
+    assert "p3" not in list(data.ids)
+    assert [each["id"] for each in data.report["rejects"]] == ["p3", "p8"]
+    assert (
+        "2 records without a label are left out (data.on_error=skip): 'p3', 'p8'"
+        in data.report["warnings"]
     )
-    assert len(lines) == 12
-    assert lines[-1] == "  and 3 more."
+    assert data.report["labels_without_record"] == 0
+
+
+def test_records_without_any_label_cannot_all_be_skipped(folder):
+    records = peptides(4)
+    labels = folder.table(dict.fromkeys(records, "NA"))
+    settings = {"train": [folder.fasta("a.fa", records)], "labels": [labels]}
+    assert "every label is missing" in error_of(LabelError, **settings, on_error="skip")
 
 
 def test_table_without_header_is_suspected(folder):
@@ -103,14 +132,16 @@ def test_label_of_its_own_for_every_record_is_refused(folder):
     assert "has a label of its own" in message
 
 
-@pytest.mark.parametrize("bad", ["n/a", "nan", "inf", "1,5"])
+@pytest.mark.parametrize("bad", ["n.d.", ">5", "inf", "1,5", "1_000"])
 def test_targets_that_are_no_numbers_are_all_listed(folder, bad):
     records = peptides(60)
     labels = {key: str(n / 4) for n, key in enumerate(records)} | {"p3": bad, "p7": bad}
     table, train = folder.table(labels, "id\ttarget"), folder.fasta("a.fa", records)
     message = error_of(LabelError, train=[train], labels=[table])
     assert f"{train}: 2 records cannot be used" in message
-    assert f"label on line 5 of {table}: expected a number, found {bad!r}." in message
+    assert (
+        f"label on line 5 of {table}: expected a number such as 1234.5, found {bad!r}." in message
+    )
 
 
 def test_equal_targets_are_refused(folder):

@@ -201,7 +201,8 @@ def test_messages_about_records_of_a_store_name_no_line(folder: Folder) -> None:
     path = folder.write("a.fa", ">a label=1.5\nMK\n>b label=x\nMK\n>c label=2.5\nMK\n")
     message = error_of(LabelError, train=[store_of(path)], task="regression")
     assert message == (
-        f"{path}.arrow: record 'b' (2nd): label in {path}.arrow: expected a number, found 'x'."
+        f"{path}.arrow: record 'b' (2nd): label in {path}.arrow: expected a number such "
+        "as 1234.5, found 'x'."
     )
     message = error_of(FastaError, train=[store_of(path)], task="mlm", max_length=1)
     assert message.startswith(f"{path}.arrow: 3 records cannot be used:\n  record 'a' (1st): 2 res")
