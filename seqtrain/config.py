@@ -30,19 +30,22 @@ def one_of(value: str | None, name: str, choices: Sequence[str]) -> None:
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}.{hint}")
 
 
-def _at_least(value: float | None, name: str, low: float) -> None:
-    if value is not None and not low <= value < math.inf:
+def _between(value: float | None, name: str, low: float, high: float, why: str) -> None:
+    """Refuse a number outside of [low, high]; ``why`` says what the upper bound is for."""
+    if value is not None and not value >= low:
         raise ConfigError(f"{name}: expected {low} or more, found {value}.")
+    _at_most(value, name, high, why)
 
 
-def _above_zero(value: float | None, name: str) -> None:
+def _above_zero(value: float | None, name: str, high: float, why: str) -> None:
     if value is not None and not 0 < value < math.inf:
         raise ConfigError(f"{name}: expected a number above 0, found {value}.")
+    _at_most(value, name, high, why)
 
 
-def _at_most(value: float, name: str, high: float) -> None:
-    if value > high:
-        raise ConfigError(f"{name}: expected {high} or less, found {value}.")
+def _at_most(value: float | None, name: str, high: float, why: str) -> None:
+    if value is not None and value > high:
+        raise ConfigError(f"{name}: expected {high:,} or less, found {value:,}: {why}.")
 
 
 def _fraction(value: float, name: str) -> None:
@@ -75,6 +78,11 @@ NORMS = (
 POOLINGS = ("mean", "max", "mean_max", "attention")
 BATCHINGS = ("packed", "bucketed", "random")
 HEAD_DROPOUT = 0.1
+MOST_POSITIONS = 10**9
+MOST_CHANNELS = 65_536
+MOST_EPOCHS = 10**6
+_TOO_MANY = "no machine holds as many at a time"
+_TOO_WIDE = "no machine holds a model of so many channels"
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 LOGGERS = ("tensorboard", "none")
 
@@ -124,7 +132,7 @@ class DataConfig:
         one_of(self.on_error, "data.on_error", ("fail", "skip"))
         one_of(self.overlong, "data.overlong", ("error", "truncate", "skip"))
         one_of(self.split_method, "data.split_method", ("random", "stratified", "similarity"))
-        _at_least(self.max_length, "data.max_length", 1)
+        _between(self.max_length, "data.max_length", 1, MOST_POSITIONS, _TOO_MANY)
         if self.overlong != "error" and self.max_length is None:
             raise ConfigError(
                 f"data.overlong={self.overlong}: nothing is too long without data.max_length=N. "
@@ -175,8 +183,8 @@ class BatchingConfig:
 
     def __post_init__(self) -> None:
         one_of(self.kind, "batching.kind", BATCHINGS)
-        _at_least(self.max_tokens, "batching.max_tokens", 1)
-        _at_least(self.max_sequences, "batching.max_sequences", 1)
+        _between(self.max_tokens, "batching.max_tokens", 1, MOST_POSITIONS, _TOO_MANY)
+        _between(self.max_sequences, "batching.max_sequences", 1, MOST_POSITIONS, _TOO_MANY)
 
 
 @dataclass
@@ -194,8 +202,8 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         one_of(self.name, "norm.name", NORMS)
-        _at_least(self.num_groups, "norm.num_groups", 1)
-        _above_zero(self.eps, "norm.eps")
+        _between(self.num_groups, "norm.num_groups", 1, MOST_CHANNELS, _TOO_WIDE)
+        _above_zero(self.eps, "norm.eps", 1, "variances are about 1, and eps is added to them")
         if not 0 < self.momentum <= 1:
             raise ConfigError(f"norm.momentum: expected a number in (0, 1], found {self.momentum}.")
 
@@ -240,8 +248,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.pretrained == "":
             raise ConfigError("encoder.pretrained: expected a run or bundle, found nothing.")
-        _at_least(self.embed_dim, "encoder.embed_dim", 1)
-        _at_least(self.num_layers, "encoder.num_layers", 1)
+        _between(self.embed_dim, "encoder.embed_dim", 1, MOST_CHANNELS, _TOO_WIDE)
+        _between(self.num_layers, "encoder.num_layers", 1, 1000, "a deeper one does not train")
         _fraction(self.dropout, "encoder.dropout")
 
 
@@ -257,10 +265,9 @@ class CnnConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self.kernel_size, "encoder.kernel_size", 1)
-        _at_least(self.max_dilation, "encoder.max_dilation", 1)
-        _at_most(self.max_dilation, "encoder.max_dilation", 4096)
-        _at_most(self.kernel_size, "encoder.kernel_size", 255)
+        far = "it would reach beyond nearly every sequence"
+        _between(self.kernel_size, "encoder.kernel_size", 1, 255, far)
+        _between(self.max_dilation, "encoder.max_dilation", 1, 4096, far)
         if self.kernel_size % 2 == 0:
             raise ConfigError(
                 f"encoder.kernel_size: expected an odd number, found {self.kernel_size}; "
@@ -281,8 +288,8 @@ class TransformerConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least(self.num_heads, "encoder.num_heads", 1)
-        _above_zero(self.ffn_ratio, "encoder.ffn_ratio")
+        _between(self.num_heads, "encoder.num_heads", 1, 1024, "each head needs channels")
+        _above_zero(self.ffn_ratio, "encoder.ffn_ratio", 64, "4 is usual")
 
 
 ENCODERS: Mapping[str, type[EncoderConfig]] = {"cnn": CnnConfig, "transformer": TransformerConfig}
@@ -366,9 +373,11 @@ class OptimConfig:
     """Largest norm of the whole gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        _above_zero(self.lr, "optim.lr")
-        _at_least(self.weight_decay, "optim.weight_decay", 0)
-        _at_least(self.clip_norm, "optim.clip_norm", 0)
+        steps = "each step moves every weight by about as much; 0.002 is usual"
+        _above_zero(self.lr, "optim.lr", 1000, steps)
+        decay = "each step takes lr times as much of every weight; 0.01 is usual"
+        _between(self.weight_decay, "optim.weight_decay", 0, 100, decay)
+        _between(self.clip_norm, "optim.clip_norm", 0, 1e9, "0 says that nothing is clipped")
         _fraction(self.beta1, "optim.beta1")
         _fraction(self.beta2, "optim.beta2")
         _fraction(self.warmup_fraction, "optim.warmup_fraction")
@@ -403,14 +412,14 @@ class TrainerConfig:
     """Minutes between checkpoints within an epoch, so that a killed run loses no more than that."""
 
     def __post_init__(self) -> None:
-        _at_least(self.max_epochs, "trainer.max_epochs", 1)
-        _at_least(self.patience, "trainer.patience", 0)
-        _at_least(self.accumulate, "trainer.accumulate", 1)
-        _at_least(self.num_threads, "trainer.num_threads", 0)
-        _at_least(self.seed, "trainer.seed", 0)
-        _at_most(self.seed, "trainer.seed", 2**63 - 1)
-        _at_most(self.num_threads, "trainer.num_threads", 1024)
-        _at_least(self.checkpoint_minutes, "trainer.checkpoint_minutes", 0)
+        _between(self.max_epochs, "trainer.max_epochs", 1, MOST_EPOCHS, "it would not end")
+        _between(self.patience, "trainer.patience", 0, MOST_EPOCHS, "0 says: never stop early")
+        summed = "a step would sum that many batches, more than an epoch has"
+        _between(self.accumulate, "trainer.accumulate", 1, 10_000, summed)
+        _between(self.num_threads, "trainer.num_threads", 0, 1024, "no machine has as many CPUs")
+        _between(self.seed, "trainer.seed", 0, 2**63 - 1, "it is kept in 63 bits")
+        minutes, year = "trainer.checkpoint_minutes", 525_600
+        _between(self.checkpoint_minutes, minutes, 0, year, "that is a year")
         one_of(self.precision, "trainer.precision", PRECISIONS)
         check_device(self.device, "trainer.device")
 

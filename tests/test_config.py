@@ -1,5 +1,6 @@
 """Settings: what composes, what is refused and how, and the way to disk and back."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -316,11 +317,51 @@ def test_settings_are_plain_yaml() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["encoder.max_dilation=1000000000", "trainer.num_threads=100000", f"trainer.seed={2**63}"],
+    [
+        "encoder.max_dilation=1000000000",
+        "encoder.num_layers=1000000000",
+        "encoder.embed_dim=1000000",
+        "encoder.kernel_size=1001",
+        "trainer.num_threads=100000",
+        f"trainer.seed={2**63}",
+        f"trainer.max_epochs={10**20}",
+        f"trainer.patience={10**20}",
+        "trainer.accumulate=1000000000",
+        "trainer.checkpoint_minutes=1e12",
+        "optim.lr=1e9",
+        "optim.weight_decay=1e30",
+        "optim.clip_norm=1e30",
+        "norm.eps=1000",
+        "norm.num_groups=10000000",
+        f"batching.max_tokens={10**18}",
+        f"batching.max_sequences={10**18}",
+        f"data.max_length={10**18}",
+    ],
 )
 def test_values_that_no_machine_can_follow_are_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="or less"):
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}: expected [\d.,]+ or less, found [^:]*: \w+"):
         load_config(overrides=[override])
+
+
+@pytest.mark.parametrize("override", ["encoder.num_heads=100000", "encoder.ffn_ratio=1e6"])
+def test_a_transformer_has_bounds_of_its_own(override: str) -> None:
+    with pytest.raises(ConfigError, match="or less"):
+        load_config(overrides=["encoder=transformer", override])
+
+
+def test_every_number_has_a_bound_on_either_side() -> None:
+    """A number that is read and never compared is one that a typing error passes through."""
+    sections = {item.name: item.type for item in dataclasses.fields(RunConfig)}
+    sections["encoder"] = CnnConfig
+    for name, kind in [*sections.items(), ("encoder", TransformerConfig)]:
+        for item in dataclasses.fields(kind):
+            kinds = set(re.findall(r"\w+", str(item.type)))
+            numbers: list[float] = [-1, 10**40] if "int" in kinds else []
+            numbers += [-1.0, float("nan"), float("inf"), 1e40] if "float" in kinds else []
+            for value in numbers:
+                with pytest.raises(ConfigError, match=f"{name}.{item.name}"):
+                    kind(**{item.name: value})
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def compare_norms(
     own = options.with_own_data(overrides, train)
     settings = (config_name, own, config_dir, values)
     names = (_names(norms, "norms"), _names(batching, "batching"))
-    comparison = _comparison(*settings, *names, encoders, seeds, records, output, clusters)
+    comparison = _comparison(
+        *settings, *names, encoders, seeds, records, output, clusters, here=launcher == "local"
+    )
     groups = None
     if clusters is not None:
         groups, note = _read_clusters(clusters, comparison)
@@ -150,14 +152,17 @@ def _comparison(
     records: int | None,
     output: Path,
     clusters: Path | None,
+    *,
+    here: bool,
 ) -> "Comparison":
-    """Every plan over the same data, read once."""
+    """Every plan over the same data, read once; ``here`` is trained on this machine."""
     from seqtrain.compare.plan import Arm, Comparison, conditions_of, limit_records
     from seqtrain.compose import load_config
     from seqtrain.config import BatchingConfig, NormConfig
     from seqtrain.data.outputs import check_folder
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
+    from seqtrain.training.machine import check_machine
 
     for override in overrides:
         key = override.lstrip("+").partition("=")[0]
@@ -182,6 +187,8 @@ def _comparison(
     configs = [load([item] if item else []) for item in chosen]
     read = [path for config in configs for path in options.input_files(config, config_dir)]
     check_folder("--output", output, [*read, *([clusters] if clusters else [])], names=None)
+    for config in configs if here else []:  # a cluster's jobs may find what is missing here
+        check_machine(config)
     first = plan_run(configs[0])
     if records is not None:
         first = limit_records(first, records)

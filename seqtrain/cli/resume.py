@@ -11,12 +11,10 @@ if TYPE_CHECKING:
     from seqtrain.config import RunConfig
     from seqtrain.training.checkpoint import RunDir
 
-FILES = ("data.train", "data.valid", "data.test", "data.labels")
+FILES = ("data.train", "data.valid", "data.test", "data.labels", "data.splits")
 GROWING = ("trainer.max_epochs", "trainer.patience")
 FREE = (*FILES, *GROWING, "trainer.num_threads")
 """Settings that may differ from those the run began with."""
-
-_OPTIONS = {"data.train": "--train", "data.valid": "--valid", "data.test": "--test"}
 
 
 def resumed_config(
@@ -122,7 +120,7 @@ def check_files(run: "RunDir", config: "RunConfig", saved: "RunConfig") -> None:
             continue
         if path not in dict.fromkeys(p for k, p in _paths(saved) if k == key):
             continue  # a path given now: reading it says what is wrong
-        option = _OPTIONS.get(key, "--labels")
+        option = key.replace("data.", "--")
         raise CheckpointError(
             f"{run.path}: {path}, which this run reads ({key}), is not there. Put it back, or give "
             f"its new place with {option}; the contents must be the same."

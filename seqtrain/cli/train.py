@@ -112,6 +112,7 @@ def _plan(
     from seqtrain.data.outputs import check_folder
     from seqtrain.pipeline import plan_run
     from seqtrain.training.checkpoint import read_run
+    from seqtrain.training.machine import check_machine, machine_warnings
 
     def load(said: list[str], like: "RunConfig | None" = None) -> "RunConfig":
         found = load_config(config_name, said, config_dir=config_dir, values=values, like=like)
@@ -132,7 +133,10 @@ def _plan(
             _refuse_itself(config, run)
         check(config)
         config.norm.check_applies()
-        return plan_run(config, pretrained)
+        check_machine(config)
+        plan = plan_run(config, pretrained)
+        plan.data.report["warnings"] += [*machine_warnings(config), *_beyond_the_end(config, plan)]
+        return plan
     saved, _ = read_run(run)
     check(saved)
     pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
@@ -149,10 +153,30 @@ def _plan(
             "another --run-dir."
         )
     check_files(run, config, saved)
-    warnings = warnings_of(run, config, saved)
+    check_machine(config)
+    warnings = [*machine_warnings(config), *warnings_of(run, config, saved)]
     plan = plan_run(config, pretrained)
     plan.data.report["warnings"] += warnings
     return plan
+
+
+def _beyond_the_end(config: "RunConfig", plan: "Plan") -> list[str]:
+    """Settings that were given and cannot come to anything in so short a training."""
+    patience, epochs = config.trainer.patience, plan.config.trainer.max_epochs
+    found = []
+    if patience and epochs and patience >= epochs:
+        found.append(
+            f"trainer.patience={patience} never ends this training, which is over after "
+            f"trainer.max_epochs={epochs}"
+        )
+    assert plan.config.batching.max_tokens is not None
+    batches = -(-len(plan.data.train.tokens) // plan.config.batching.max_tokens)
+    if config.trainer.accumulate > batches:
+        found.append(
+            f"trainer.accumulate={config.trainer.accumulate}: an epoch has about {batches} "
+            "batches, so that it is a single step"
+        )
+    return found
 
 
 def _pretrained(config: "RunConfig") -> "LoadedRun | None":

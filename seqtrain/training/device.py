@@ -63,14 +63,23 @@ def compile_blocks(model: SequenceModel, device: torch.device) -> None:
     them reads lengths on the host.
 
     Raises:
-        ConfigError: the device is not CUDA; on a CPU each batch's lengths would be compiled anew.
+        ConfigError: the device is not CUDA.
+    """
+    check_compile(device)
+    for block in model.encoder.blocks:  # type: ignore[union-attr]  # nn.Module types attributes as Tensor | Module
+        block.compile(dynamic=True)
+
+
+def check_compile(device: torch.device) -> None:
+    """Refuse to compile where it does not pay: on a CPU each batch's lengths are compiled anew.
+
+    Raises:
+        ConfigError: the device is not CUDA.
     """
     if device.type != "cuda":
         raise ConfigError(
             f"trainer.compile: expected a CUDA device, found {device.type}. Leave it out."
         )
-    for block in model.encoder.blocks:  # type: ignore[union-attr]  # nn.Module types attributes as Tensor | Module
-        block.compile(dynamic=True)
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:

@@ -281,6 +281,10 @@ class Trainer:
         progress.positions += sum(batch.mask.numel() for batch in batches)
         progress.seconds += seconds
 
+    def _rate(self) -> float:
+        """The highest learning rate of the run."""
+        return float(max(self.schedule.base_lrs))
+
     def _check_finite(self, what: str, value: float, batches: Sequence[Batch]) -> None:
         if np.isfinite(value):
             return
@@ -288,7 +292,8 @@ class Trainer:
         shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
         raise TrainingError(
             f"step {self.progress.step + 1}: the {what} is {value}, so no step was taken. "
-            f"The records of this step: {shown}. Lower optim.lr, or look at these records."
+            f"The records of this step: {shown}. Set optim.lr lower than {self._rate():g}, for "
+            "instance to a tenth; or look at these records."
         )
 
     def _tell_step(
