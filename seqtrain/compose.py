@@ -7,20 +7,20 @@ import copy
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from seqtrain.config import (
     ENCODERS,
-    CnnConfig,
     EncoderConfig,
     RunConfig,
-    TransformerConfig,
     config_to_dict,
     one_of,
 )
 from seqtrain.errors import ConfigError
+from seqtrain.overrides import check_overrides, explain, override_key
 
 
 def package_dir(name: str) -> Path:
@@ -68,9 +68,8 @@ def load_config(
     primary, extra = (
         (path.stem, []) if path.parent in folders else ("config", [f"+experiment={path.stem}"])
     )
-    for override in overrides:
-        if re.match(r"[+~]*hydra[./]", override):
-            raise ConfigError(f"{override}: seqtrain has no settings of Hydra's own. Leave it out.")
+    choices = partial(_choices, folders=folders)
+    check_overrides(overrides, choices)
     search_path = create_config_search_path(str(folders[-1].resolve()))
     if config_dir:
         search_path.prepend("user", str(folders[0].resolve()))
@@ -84,7 +83,7 @@ def load_config(
         config = _to_dataclasses(composed)
         config.check_widths()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, folders)) from error
+        raise ConfigError(explain(error, overrides, choices)) from error
     except (YAMLError, ValueError) as error:  # a file that is no YAML; a group set to a number
         what = " ".join([name, *overrides])
         raise ConfigError(f"{what}: {' '.join(str(error).split())}") from error
@@ -197,7 +196,7 @@ def _register_schema(like: RunConfig | None) -> None:
 
 def _groups_like(like: RunConfig, path: Path, overrides: Sequence[str]) -> list[str]:
     """Choices of encoder and norm as in ``like``, where neither file nor override makes one."""
-    said = {override.lstrip("+~").partition("=")[0].removesuffix(".name") for override in overrides}
+    said = {override_key(override).removesuffix(".name") for override in overrides}
     if path != package_dir("conf") / "config.yaml":  # what that one chooses are the defaults
         said |= _groups_in(path)
     wanted = {"encoder": like.encoder.name, "norm": like.norm.name}
@@ -229,41 +228,6 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
     raise ConfigError(f"no config named {name!r}; there are: {', '.join(known)}.{hint}")
 
 
-def _explain(error: Exception, folders: Sequence[Path]) -> str:
-    """One line for the user: what Hydra said, and the nearest name where a key is unknown."""
-    cause = error.__cause__ if error.__cause__ is not None else error
-    text = " ".join(str(line).strip() for line in (str(error), str(cause)) if line)
-    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text)
-    if unknown:
-        full = re.search(r"full_key: ([\w.]+)", text)
-        key = full.group(1) if full else unknown.group(1)
-        keys = [*_all_keys(RunConfig), *_all_keys(CnnConfig, "encoder.")]
-        keys += _all_keys(TransformerConfig, "encoder.")
-        nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        best = leaf or nearest
-        if key in keys:
-            return f"{key!r} is a setting of another encoder than the one chosen. Leave it out."
-        hint = f" Did you mean {best[0]!r}?" if best else ""
-        return f"unknown setting {key!r}.{hint} `seqtrain config show` lists them all."
-    group = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
-    if group:
-        names = sorted({p.stem for f in folders for p in (f / group.group(1)).glob("*.yaml")})
-        nearest = difflib.get_close_matches(group.group(2), names, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        return f"{group.group(1)}={group.group(2)}: there are {', '.join(names)}.{hint}"
-    said = [str(e).split("\n    full_key")[0] for e in (error, cause)]
-    override = getattr(error, "override", None) or ""
-    where = [] if override in said[0] else [override]
-    return ": ".join(dict.fromkeys(" ".join(text.split()) for text in [*where, *said]))
-
-
-def _all_keys(schema: type, prefix: str = "") -> Iterator[str]:
-    for item in dataclasses.fields(schema):
-        inner = next(
-            (t for t in (item.type, *get_args(item.type)) if dataclasses.is_dataclass(t)), None
-        )
-        if isinstance(inner, type):
-            yield from _all_keys(inner, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}"
+def _choices(group: str, folders: Sequence[Path]) -> list[str]:
+    """Names of the files of a group."""
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})

@@ -17,6 +17,7 @@ ROOMS = (
     "data",
     "nn",
     "config",
+    "overrides",
     "compose",
     "build",
     "training",

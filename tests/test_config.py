@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqtrain import overrides
 from seqtrain.compose import config_to_yaml, list_configs, load_config, package_dir, read_run_config
 from seqtrain.config import ENCODERS, NORMS, TASKS, CnnConfig, RunConfig, TransformerConfig
 from seqtrain.errors import ConfigError
@@ -148,7 +150,7 @@ def test_an_unknown_setting_is_refused_even_with_a_plus(override: str) -> None:
         (["task=mlm", "task.mask_fraction=1"], "task.mask_fraction: expected a number in (0, 1)"),
         (["hydra.run.dir=/tmp"], "hydra.run.dir"),
         (["hydra/launcher=x"], "hydra/launcher"),
-        (["experiment=ncrna"], "+experiment=ncrna"),
+        (["experiment=ncrna"], "-n ncrna"),
         (["foo"], "foo"),
         (["a=["], "a=["),
         (["=3"], "=3: "),
@@ -380,3 +382,72 @@ def test_a_setting_that_the_norm_ignores_is_refused(norm: str, setting: str) -> 
 )
 def test_a_setting_that_the_norm_reads_is_taken(norm: str, setting: str) -> None:
     load_config(overrides=[f"norm={norm}", f"norm.{setting}"]).norm.check_applies()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("~trainer", "settings cannot be deleted. Leave it out."),
+        ("~optim.lr", "or write optim.lr=null to have it chosen"),
+        ("trainer={}", "expected one of default, smoke."),
+        ("trainer=null", "expected one of default, smoke."),
+        ("trainer=", "expected one of default, smoke."),
+        ("encoder=[cnn]", "expected one of cnn, transformer."),
+        ("batching={}", "sets nothing."),
+        ("tokenizer=x", "Give single ones, tokenizer.KEY=VALUE."),
+        ("a.fasta", "is a file, not a setting. Did you mean --train a.fasta?"),
+        ("in/labels.tsv", "is a file, not a setting. Did you mean --labels in/labels.tsv?"),
+        ("trainer", "expected a setting as KEY=VALUE"),
+        ("my key=1", "expected a setting as KEY=VALUE"),
+        ("experiment=peptide", "is chosen with -n peptide."),
+        ("optim.lr=0.1,0.2", "expected one value, found several. Train once for each"),
+        ("optim.lr=choice(1,2)", "expected one value, found several. Train once for each"),
+        ("trainer.seed=1.5", "expected a whole number, found '1.5'."),
+        ("trainer.compile=maybe", "expected true or false, found 'maybe'."),
+        ("optim.lr=[1]", "expected a number, found '[1]'."),
+        ("data.train=x.fasta", "expected a list, such as data.train=[x.fasta]."),
+    ],
+)
+def test_an_override_that_sets_nothing_or_cannot_be_read_says_what_to_write(
+    override: str, said: str
+) -> None:
+    message = refusal(override)
+    assert message.startswith(f"{override}: ")
+    assert said in message
+    for word in ("hydra", "multirun", "mismatched", "Error merging"):
+        assert word not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("encoder.pretrained=a=b", "a=b"),
+        ("encoder.pretrained='a", "a"),
+        ("data.label_column=it's", "it's"),
+        ("data.train=[a,b=c.fasta]", ["a,b=c.fasta"]),
+    ],
+)
+def test_the_quotes_that_a_message_proposes_work(override: str, wanted: object) -> None:
+    message = refusal(override)
+    (proposed,) = shlex.split(message.rsplit("two kinds of quotes: ", 1)[1])
+    group, _, name = override.partition("=")[0].partition(".")
+    assert getattr(getattr(load_config("config", [proposed]), group), name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("optim.learning_rate", "optim.lr"),
+        ("batch_size", "batching.max_sequences"),
+        ("epochs", "trainer.max_epochs"),
+        ("encoder.hidden_size", "encoder.embed_dim"),
+        ("trainer.early_stopping", "trainer.patience"),
+        ("data.val_split", "data.valid_fraction"),
+    ],
+)
+def test_other_words_for_a_setting_lead_to_it(key: str, wanted: str) -> None:
+    assert f"unknown setting {key!r}. Did you mean {wanted!r}?" in refusal(f"{key}=1")
+
+
+def test_every_setting_that_a_word_leads_to_exists() -> None:
+    assert set(overrides._SYNONYMS) <= set(overrides.all_settings())

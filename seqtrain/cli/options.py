@@ -174,7 +174,9 @@ def data_values(given: DataOptions, overrides: Sequence[str] | None) -> dict[str
     Raises:
         ConfigError: An option and an override say the same thing.
     """
-    overridden = {_key(item): item for item in overrides or []}
+    from seqtrain.overrides import override_key
+
+    overridden = {override_key(item): item for item in overrides or []}
     values: dict[str, Any] = {}
     for name, value in given._asdict().items():
         key, option = f"data.{name}", "--" + name.replace("_", "-")
@@ -192,14 +194,11 @@ def data_values(given: DataOptions, overrides: Sequence[str] | None) -> dict[str
 
 def with_own_data(overrides: Sequence[str] | None, train: Sequence[str] | None) -> list[str]:
     """The overrides, with the bundled data and its short training left out for files given."""
-    keys = {_key(item) for item in overrides or []}
+    from seqtrain.overrides import override_key
+
+    keys = {override_key(item) for item in overrides or []}
     own = (train or "data.train" in keys) and "data" not in keys
     return [*(["data=files"] if own else []), *(overrides or [])]
-
-
-def _key(override: str) -> str:
-    """The setting or group that an override names."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
 def input_files(config: "RunConfig", config_dir: Path | None) -> list[str]:
