@@ -82,8 +82,8 @@ def trainer_on(dataset: Any, encoder: str, max_tokens: int, folder: Path) -> Any
     from seqtrain.bench.synthetic import CLASSES, CODEC, TOKENIZER
     from seqtrain.bench.trainers import packed_config
     from seqtrain.build import build_model, build_optimizer
-    from seqtrain.training.checkpoint import RunDir
     from seqtrain.training.objective import Objective
+    from seqtrain.training.run_dir import RunDir
     from seqtrain.training.trainer import Trainer, TrainerSettings
 
     config = packed_config(encoder)

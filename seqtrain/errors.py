@@ -34,3 +34,7 @@ class TrainingError(SeqtrainError):
 
 class ExportError(SeqtrainError):
     """A model cannot be written in the wanted format, or differs after writing."""
+
+
+class SeqtrainWarning(UserWarning):
+    """Something that a user should know and that stops nothing; printed as one line."""

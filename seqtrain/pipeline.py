@@ -30,14 +30,7 @@ from seqtrain.evaluation.runs import (
 from seqtrain.evaluation.score import TrainingPart, alarms
 from seqtrain.nn.model import SequenceModel
 from seqtrain.reporting import to_json
-from seqtrain.training.checkpoint import (
-    LoadedRun,
-    RunDir,
-    create_run,
-    load_run,
-    read_run,
-    write_text,
-)
+from seqtrain.training.checkpoint import LoadedRun, load_run, read_run
 from seqtrain.training.device import (
     choose_device,
     choose_training_precision,
@@ -48,7 +41,11 @@ from seqtrain.training.losses import class_weights_from_counts
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
 from seqtrain.training.pretrained import check_fits, load_encoder
+from seqtrain.training.restore import newest_whole
+from seqtrain.training.run_dir import WEIGHTS, RunDir, create_run, list_files
+from seqtrain.training.sums import listed_file, write_listed
 from seqtrain.training.trainer import Progress, Trainer, TrainerSettings
+from seqtrain.training.weights import check_weights
 
 BUNDLED = "bundled:"
 
@@ -174,19 +171,23 @@ def train_run(
         "pretrained": plan.origin(),
         **data.report,
     }
-    goes_on = resume and run.has_checkpoint("last")
+    goes_on = resume and run.has_progress()
+    if goes_on:
+        _check_size(run, config, data)
     if config.encoder.pretrained is not None and plan.pretrained is None and not goes_on:
         raise ValueError("encoder.pretrained is set: plan_run needs the run that it names")
     trainer = build_trainer(plan, run)  # first: a device that is missing leaves no run behind
     if resume:
         _check_same_data(run, report)
+        list_files(run)
         if plan.pretrained is not None:
             _check_same_origin(run, report["pretrained"])
     else:
         create_run(run, config, report)
     # Again when resumed: the run may have been killed before these were written.
     _write_splits(run, data)
-    TrainingPart.of(data.train, data.codec.num_outputs).write(run.path / "training_part.npz")
+    with listed_file(run.training_part) as partial:
+        TrainingPart.of(data.train, data.codec.num_outputs).write(partial)
     if goes_on:
         trainer.resume()
         _check_goes_on(run, trainer)
@@ -201,8 +202,16 @@ def train_run(
         for observer in trainer.observers:
             observer.close()
     summary = summarize(plan, run, progress)
-    write_text(run.summary, to_json(summary, indent=1) + "\n")
+    write_listed(run.summary, to_json(summary, indent=1) + "\n")
     return summary
+
+
+def _check_size(run: RunDir, config: RunConfig, data: PreparedData) -> None:
+    """Refuse settings of another size than the weights, before a model of theirs is built."""
+    try:
+        check_weights(newest_whole(run) / WEIGHTS, config, data.tokenizer, data.codec)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run.path}: the checkpoint is damaged: {error}.") from error
 
 
 def fingerprints(data: PreparedData) -> dict[str, str]:
@@ -280,7 +289,7 @@ def _check_same_origin(run: RunDir, now: dict[str, Any]) -> None:
 
 def _write_splits(run: RunDir, data: PreparedData) -> None:
     lines = (f"{record}\t{split}\n" for record, split in data.splits())
-    write_text(run.path / "splits.tsv", "id\tsplit\n" + "".join(lines))
+    write_listed(run.splits, "id\tsplit\n" + "".join(lines))
 
 
 def build_trainer(plan: Plan, run: RunDir) -> Trainer:
@@ -363,7 +372,7 @@ def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
         "num_parameters": count_parameters(best.model),
     }
     if best.calibration is not None:
-        write_text(run.calibration, best.calibration.to_json())
+        write_listed(run.calibration, best.calibration.to_json())
         summary["calibration"] = {"words": best.calibration.words(), "error": {}}
     parts = {"valid": plan.data.valid, "test": plan.data.test}
     for name, part in parts.items():

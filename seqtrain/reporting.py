@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from seqtrain.escaping import for_terminal, visible
-from seqtrain.training.checkpoint import write_text
 from seqtrain.training.events import EpochEvent, StepEvent
 from seqtrain.training.profiling import StepProfile
+from seqtrain.training.run_dir import write_text
 
 MAX_CONFUSIONS = 12
 """Lines of the confusion table when the whole matrix does not fit on the terminal."""

@@ -26,9 +26,10 @@ from seqtrain.data.prepare import prepare_data
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.runs import evaluate_run
 from seqtrain.pipeline import Plan, plan_run, train_run
-from seqtrain.training.checkpoint import LoadedRun, RunDir, load_run
+from seqtrain.training.checkpoint import LoadedRun, load_run
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import predict_outputs, score_outputs
+from seqtrain.training.run_dir import RunDir
 
 PERIOD = "ACDEFGHIKLMNPQRSTVWY"
 SMALL = (

@@ -30,10 +30,11 @@ from seqtrain.pipeline import (
 )
 from seqtrain.reporting import to_json
 from seqtrain.training.calibration import calibration_error
-from seqtrain.training.checkpoint import RunDir, load_run, read_run
+from seqtrain.training.checkpoint import load_run, read_run
 from seqtrain.training.events import EpochEvent, Observer, StepEvent
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import predict_outputs
+from seqtrain.training.run_dir import RunDir
 
 LETTERS = "ACDEFGHIKLMNPQRSTVY"
 TASKS = [

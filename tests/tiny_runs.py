@@ -7,7 +7,9 @@ from tiny_models import CODECS, TOKENIZER, tiny_config, tiny_model
 
 from seqtrain.data.labels import is_residue
 from seqtrain.evaluation.score import TrainingPart
-from seqtrain.training.checkpoint import RunDir, create_run, save_checkpoint
+from seqtrain.training.checkpoint import save_checkpoint
+from seqtrain.training.run_dir import RunDir, create_run
+from seqtrain.training.sums import listed_file
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 
@@ -38,7 +40,8 @@ def tiny_run(
     model = tiny_model(encoder, norm, pooling, task)
     save_checkpoint(run.checkpoint("best"), model, {"progress": progress})
     targets = np.arange(3) if task == "classification" else np.array([1.0, 2.0, 3.0])
-    TrainingPart(np.array([4, 30, 90]), targets).write(folder / "training_part.npz")
+    with listed_file(run.training_part) as partial:
+        TrainingPart(np.array([4, 30, 90]), targets).write(partial)
     return folder
 
 

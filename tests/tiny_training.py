@@ -13,9 +13,9 @@ from seqtrain.config import OptimConfig
 from seqtrain.data.corruption import Corruption
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_residue
-from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.events import EpochEvent, StepEvent
 from seqtrain.training.objective import Objective
+from seqtrain.training.run_dir import RunDir
 from seqtrain.training.trainer import Trainer, TrainerSettings
 
 IGNORED = -100

@@ -27,9 +27,9 @@ from seqtrain.data.batching import collate
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.nn.products import HAS_ONEDNN, linear
 from seqtrain.reporting import JsonLines
-from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.device import compile_blocks
 from seqtrain.training.events import EpochEvent, StepEvent
+from seqtrain.training.run_dir import RunDir
 
 Batches = Sequence[Int64[np.ndarray, " _"]]
 

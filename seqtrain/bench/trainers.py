@@ -10,8 +10,8 @@ from seqtrain.build import build_model, build_optimizer
 from seqtrain.config import CnnConfig, EncoderConfig, NormConfig, RunConfig, TransformerConfig
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.nn.model import SequenceModel
-from seqtrain.training.checkpoint import RunDir
 from seqtrain.training.objective import Objective
+from seqtrain.training.run_dir import RunDir
 from seqtrain.training.trainer import Trainer, TrainerSettings
 
 EMBED_DIM, KERNEL_SIZE, NUM_HEADS = 128, 5, 4

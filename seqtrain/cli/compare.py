@@ -90,7 +90,7 @@ def compare_norms(
     load_torch()
     from seqtrain.compare.run import open_comparison
     from seqtrain.reporting import to_json
-    from seqtrain.training.checkpoint import write_text
+    from seqtrain.training.run_dir import write_text
 
     files = (train, valid, test, labels, splits, overrides, config_dir, records)
     notes: list[str] = []

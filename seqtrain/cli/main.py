@@ -2,14 +2,15 @@
 
 import os
 import sys
-from typing import Annotated, Any
+import warnings
+from typing import Annotated, Any, TextIO
 
 import typer
 import typer.core
 
 import seqtrain
 from seqtrain.cli import bench, compare, config, data, embed, evaluate, export, info, predict, train
-from seqtrain.errors import SeqtrainError
+from seqtrain.errors import SeqtrainError, SeqtrainWarning
 from seqtrain.escaping import for_terminal, print
 
 
@@ -19,7 +20,10 @@ class Verbs(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
         try:
-            result = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", SeqtrainWarning)
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
             sys.stdout.flush()
         except (
             typer.BadParameter
@@ -34,6 +38,23 @@ class Verbs(typer.core.TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit from None
         return result
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line, and the place in the code only for warnings that are not ours."""
+    if issubclass(category, SeqtrainWarning):
+        print(f"warning: {message}", file=file or sys.stderr)
+    else:
+        (file or sys.stderr).write(
+            warnings.formatwarning(message, category, filename, lineno, line)
+        )
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from seqtrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from seqtrain.config import RunConfig
-    from seqtrain.training.checkpoint import RunDir
+    from seqtrain.training.run_dir import RunDir
 
 FILES = ("data.train", "data.valid", "data.test", "data.labels", "data.splits")
 GROWING = ("trainer.max_epochs", "trainer.patience")
@@ -137,8 +137,8 @@ def warnings_of(run: "RunDir", config: "RunConfig", saved: "RunConfig") -> list[
     """What is unlike in a resumed run: another number of threads, or a longer schedule."""
     import torch
 
-    from seqtrain.training.checkpoint import read_state
     from seqtrain.training.device import choose_device
+    from seqtrain.training.restore import read_state
 
     state = read_state(run)
     threads = config.trainer.num_threads or torch.get_num_threads()

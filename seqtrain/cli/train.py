@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from seqtrain.config import RunConfig
     from seqtrain.pipeline import Plan
-    from seqtrain.training.checkpoint import LoadedRun, RunDir
+    from seqtrain.training.checkpoint import LoadedRun
     from seqtrain.training.events import Observer
+    from seqtrain.training.run_dir import RunDir
 
 _ENCODER_SETTING = re.compile(r"[+~]*encoder\.(?!pretrained=)")
 
@@ -79,7 +80,8 @@ def train(
     if resume and run_dir is None:
         raise typer.BadParameter("--resume needs --run-dir: the run to go on with.")
     load_torch()
-    from seqtrain.training.checkpoint import RunDir, RunLock
+    from seqtrain.training.guard import RunLock
+    from seqtrain.training.run_dir import RunDir
 
     run = RunDir(run_dir or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
     given = bool(values or overrides or config_name != "config" or config_dir)
@@ -89,7 +91,7 @@ def train(
     plan = _plan(run, given, resume, config_name, own, config_dir, values)
     if dry_run:
         return _show_plan(plan, json)
-    with RunLock(run):
+    with RunLock(run.path):
         # Once more: another process may have held the lock until a moment ago.
         _check_place(run, resume=resume, overwrite=overwrite)
         if overwrite and run.holds_run():
@@ -139,7 +141,7 @@ def _plan(
         return plan
     saved, _ = read_run(run)
     check(saved)
-    pretrained = None if run.has_checkpoint("last") else _pretrained(saved)
+    pretrained = None if run.has_progress() else _pretrained(saved)
     config = saved
     if given:
         like = saved if saved.encoder.pretrained else None
@@ -182,7 +184,7 @@ def _beyond_the_end(config: "RunConfig", plan: "Plan") -> list[str]:
 def _pretrained(config: "RunConfig") -> "LoadedRun | None":
     """The run or bundle whose encoder is to begin with."""
     from seqtrain.export.bundle import open_run
-    from seqtrain.training.checkpoint import RunDir
+    from seqtrain.training.run_dir import RunDir
 
     path = config.encoder.pretrained
     if path is None:
@@ -208,6 +210,7 @@ def _refuse_itself(config: "RunConfig", run: "RunDir") -> None:
 
 
 def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
+    run.check_links()
     if resume and not run.holds_run():
         raise CheckpointError(f"{run.path}: there is no run to resume. Leave --resume out.")
     if run.holds_run() and not (resume or overwrite):
@@ -232,7 +235,7 @@ def _remove_run(run: "RunDir") -> None:
         shutil.rmtree(run.path / name, ignore_errors=True)
     for path in (run.config, run.data, run.metrics, run.summary, run.calibration):
         path.unlink(missing_ok=True)
-    for name in ("splits.tsv", "training_part.npz"):
+    for name in ("splits.tsv", "training_part.npz", "SHA256SUMS"):
         (run.path / name).unlink(missing_ok=True)
 
 

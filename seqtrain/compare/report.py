@@ -18,7 +18,7 @@ from seqtrain.compare.analysis import (
 )
 from seqtrain.compare.figures import CAPTIONS, TITLES, draw_figures
 from seqtrain.escaping import for_html, for_markdown
-from seqtrain.training.checkpoint import write_text
+from seqtrain.training.run_dir import write_text
 
 TITLE = "Norms compared"
 CONDITIONS_CAPTION = (

@@ -43,11 +43,14 @@ from seqtrain.pipeline import (
     train_run,
 )
 from seqtrain.reporting import JsonLines, to_json
-from seqtrain.training.checkpoint import RunDir, RunLock, load_checkpoint, write_text
+from seqtrain.training.checkpoint import load_checkpoint
 from seqtrain.training.device import choose_device
 from seqtrain.training.events import EpochEvent, Guarded, Observer, StepEvent
+from seqtrain.training.guard import RunLock
 from seqtrain.training.metrics import primary_metric
 from seqtrain.training.outputs import predict_outputs, score_outputs
+from seqtrain.training.run_dir import RunDir, write_text
+from seqtrain.training.sums import SUMS
 
 OUTPUTS = "outputs.npy"
 
@@ -146,10 +149,11 @@ def run_arm(plan: Plan, arm: Arm, folder: Path) -> Result:
     An error ends this arm alone and is written down. Only an interruption is let through.
     """
     run = RunDir(folder / arm.name)
-    with RunLock(run):
+    with RunLock(run.path):
+        run.check_links()
         for name in ("checkpoints", "tensorboard", "predictions"):
             shutil.rmtree(run.path / name, ignore_errors=True)
-        for file in (run.path / "arm.json", run.summary, run.calibration):
+        for file in (run.path / "arm.json", *run.listed, run.path / SUMS):
             file.unlink(missing_ok=True)
         head: Result = {**vars(arm.condition), "seed": arm.seed}
         try:

@@ -1,6 +1,7 @@
 """Text files as lines: compression told from the content, damage told in one sentence."""
 
 import bz2
+import errno
 import gzip
 import hashlib
 import io
@@ -202,14 +203,37 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what takes the place of ``path`` when all of it is there, or is gone.
+    """Yields a path to write to; that file replaces ``path`` once it is complete and on disk.
 
-    A link stays one.
+    Where writing fails it is deleted, and ``path`` stays as it was. A link stays one.
     """
     path = path.resolve()
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.unlink(missing_ok=True)  # were it a link, what it leads to would be overwritten
         yield partial
-        os.replace(partial, path)
+        replace_file(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_file(partial: Path, path: Path) -> None:
+    """Rename a complete file; after a power cut there is the old content or the new one."""
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)

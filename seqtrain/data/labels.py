@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int64, UInt32
 
+from seqtrain.data import schema
 from seqtrain.data.cells import NUMBER_EXAMPLE, fits_float32, is_missing, read_number
 from seqtrain.data.evidence import best_separator
 from seqtrain.errors import ConfigError, LabelError
@@ -233,9 +234,34 @@ class LabelCodec:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LabelCodec":
-        """The codec that ``to_dict`` described, also after a trip through JSON."""
-        lists = {name: tuple(fields[name]) for name in ("classes", "ignore")}
-        return cls(**{**fields, **lists})
+        """The codec that ``to_dict`` described, also after a trip through JSON.
+
+        Raises:
+            ValueError: A field is missing, not known, of the wrong type or out of range.
+            ConfigError: The task is not known.
+        """
+        schema.check_fields(cls, fields, "labels")
+        lists = ("classes", "ignore")
+        schema.record(dict.fromkeys(("task", *lists), schema.anything))(fields, "labels")
+        codec = cls(**{**fields, **{name: tuple(fields[name]) for name in lists}})
+        codec._check()
+        return codec
+
+    def _check(self) -> None:
+        """Refuse classes that no training makes."""
+        _check_task(self.task, () if self.task == "mlm" else self.ignore)
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name, n in Counter(self.classes).items() if n > 1)
+            raise ValueError(f"labels.classes: {twice!r} is there more than once")
+        if bool(self.classes) == is_regression(self.task):
+            raise ValueError(f"labels.classes: found {len(self.classes)} in a {self.task}")
+        by_letter = is_residue(self.task) and not is_regression(self.task)
+        if by_letter and any(len(name) != 1 for name in (*self.classes, *self.ignore)):
+            raise ValueError("labels.classes: expected one letter each")
+        if not self.std > 0:
+            raise ValueError(f"labels.std: expected a number above 0, found {self.std}")
+        if not self.separator:
+            raise ValueError("labels.separator: expected a character, found none")
 
 
 def _check_task(task: str, ignore: Sequence[str]) -> None:

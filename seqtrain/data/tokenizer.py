@@ -8,6 +8,7 @@ from string import ascii_uppercase
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
+from seqtrain.data import schema
 from seqtrain.data.alphabet import ALPHABETS, GAPS, STOP, Alphabet
 from seqtrain.errors import ConfigError, DataError
 
@@ -157,8 +158,13 @@ class Tokenizer:
         """The tokenizer that ``to_dict`` described.
 
         Raises:
+            ValueError: A policy is missing, not known, or no text.
             ConfigError: The alphabet or a policy is not known.
         """
+        names = ("alphabet", *_POLICIES)
+        schema.record(dict.fromkeys(names, schema.text))(settings, "tokenizer")
+        if strange := sorted(settings.keys() - set(names)):
+            raise ValueError(f"tokenizer: this version does not know {strange[0]!r}")
         name = settings["alphabet"]
         if name not in ALPHABETS:
             expected = ", ".join(ALPHABETS)

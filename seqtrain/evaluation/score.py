@@ -101,7 +101,8 @@ class TrainingPart:
 
     def write(self, path: Path) -> None:
         """Write two arrays, nothing pickled."""
-        np.savez_compressed(path, lengths=self.lengths, targets=self.targets)
+        with path.open("wb") as file:  # to a path without the ending numpy would add it
+            np.savez_compressed(file, lengths=self.lengths, targets=self.targets)
 
     @classmethod
     def read(cls, path: Path | zipfile.Path) -> "TrainingPart":

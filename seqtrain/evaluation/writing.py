@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seqtrain.data.fasta import Record, Reject
-from seqtrain.data.files import check_place
+from seqtrain.data.files import check_place, replace_file
 from seqtrain.errors import ConfigError
 from seqtrain.escaping import for_table
 from seqtrain.evaluation.predict import Prediction
@@ -189,7 +189,7 @@ def _whole_file(
         kept = (BaseException,) if resume else (KeyboardInterrupt,)
     try:
         yield partial
-        os.replace(partial, path)
+        replace_file(partial, path)
     except BaseException as error:
         if not isinstance(error, kept):
             partial.unlink(missing_ok=True)

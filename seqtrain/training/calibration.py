@@ -16,12 +16,22 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from seqtrain.data import schema
 from seqtrain.nn.model import SequenceModel
 
 METHOD = "temperature scaling"
 NUM_BINS = 15
 HOTTEST = math.exp(3)
 """Temperatures are looked for between this and its inverse."""
+
+_saved = schema.record(
+    {
+        **dict.fromkeys(("method", "part"), schema.text),
+        "temperature": schema.list_of(schema.number(1e-6, 1e6), least=1),
+        "records": schema.integer(),
+        **dict.fromkeys(("error_before", "error_after"), schema.number(0, 1)),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,12 @@ class Calibration:
         """What :meth:`to_json` wrote.
 
         Raises:
-            ValueError: The method is another one, or a temperature is none.
-            KeyError: Something is missing.
+            ValueError: Something is missing, of the wrong type or out of range.
         """
+        _saved(saved, "calibration")
         if saved["method"] != METHOD:
-            raise ValueError(f"expected {METHOD}, found {saved['method']!r}")
+            raise ValueError(f"calibration.method: expected {METHOD}, found {saved['method']!r}")
         temperature = tuple(float(value) for value in saved["temperature"])
-        if not temperature or not all(0 < value < math.inf for value in temperature):
-            raise ValueError(f"expected temperatures above 0, found {saved['temperature']!r}")
         others = {name: saved[name] for name in ("part", "records", "error_before", "error_after")}
         return cls(temperature, **others)
 

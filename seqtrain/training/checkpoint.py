@@ -1,113 +1,46 @@
-"""A run directory: what it holds, how it is written so that a crash loses nothing, and read back.
+"""Checkpoints and trained models of a run directory, written and read back.
 
 Weights are safetensors, optimizer state loads with ``weights_only=True``, everything else is JSON
 or YAML: nothing is pickled, so a run directory from a stranger cannot run code.
 """
 
+import hashlib
+import io
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from seqtrain.build import build_model
-from seqtrain.compose import config_to_yaml, read_run_config
+from seqtrain.compose import read_run_config
 from seqtrain.config import RunConfig
-from seqtrain.data.files import whole_file
+from seqtrain.data.files import sync
 from seqtrain.data.labels import LabelCodec
+from seqtrain.data.schema import read_json
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import CheckpointError, ConfigError
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.calibration import Calibration, set_temperature
-
-FORMAT = 1
-"""Raised when a run directory of before can no longer be read as it is."""
-
-
-@dataclass(frozen=True)
-class RunDir:
-    """The paths of one run."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def data(self) -> Path:
-        """Files, counts, fingerprints, rejects; tokenizer and label names."""
-        return self.path / "data.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line, step by step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """The final numbers; its presence says that the run is complete."""
-        return self.path / "summary.json"
-
-    @property
-    def calibration(self) -> Path:
-        """What makes the probabilities of the best checkpoint come true; absent in older runs."""
-        return self.path / "calibration.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def profile(self) -> Path:
-        """The trace of a few steps, if one was asked for."""
-        return self.path / "profile"
-
-    @property
-    def predictions(self) -> Path:
-        """Tables of predictions."""
-        return self.path / "predictions"
-
-    def checkpoint(self, name: str) -> Path:
-        """The folder of the ``last`` or the ``best`` checkpoint."""
-        return self.path / "checkpoints" / name
-
-    def has_checkpoint(self, name: str) -> bool:
-        """Whether a checkpoint can be loaded, be it the one before a crash."""
-        folder = self.checkpoint(name)
-        return folder.exists() or _before(folder).exists()
-
-    def holds_run(self) -> bool:
-        """Whether a run was ever started here."""
-        return self.config.exists() or self.has_checkpoint("last")
-
-
-def create_run(run: RunDir, config: RunConfig, data: Mapping[str, Any]) -> None:
-    """Write what is known before the first step.
-
-    Raises:
-        CheckpointError: the directory cannot be written.
-    """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_text(run.data, json.dumps({"format": FORMAT, **data}, indent=1))
-        write_text(run.config, config_to_yaml(config))
-    except OSError as error:
-        raise CheckpointError(f"{run.path}: cannot be written: {error.strerror}.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+from seqtrain.training.run_dir import (
+    FIX,
+    STATE,
+    TRAINING,
+    WEIGHTS,
+    RunDir,
+    before,
+    check_format,
+    check_listed,
+    existing,
+)
+from seqtrain.training.saved import check_report, check_resolved, check_state
+from seqtrain.training.sums import SUMS, check_sums, read_sums, sums_text
+from seqtrain.training.weights import check_weights
 
 
 def save_checkpoint(
@@ -118,6 +51,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint beside the old one, then swap; a crash leaves one of the two whole.
 
+    Nothing is renamed before it is on disk, so that a power cut is no different from a crash.
+
     Args:
         folder: Where it comes to lie.
         model: Its weights and buffers are saved.
@@ -127,20 +62,17 @@ def save_checkpoint(
     Raises:
         CheckpointError: the disk is full or not writable; the old checkpoint is still there.
     """
-    partial, old = folder.with_name(folder.name + ".partial"), _before(folder)
+    partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        weights = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
-        save_file(weights, partial / "model.safetensors")
-        if tensors is not None:
-            torch.save(dict(tensors), partial / "optimizer.pt")
-        write_text(partial / "state.json", json.dumps(dict(state), indent=1))
-        if folder.exists():  # else the old one is all there is: a crash came between the renames
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        sums = {
+            name: [write_synced(partial / name, content)]
+            for name, content in _contents(model, state, tensors)
+        }
+        write_synced(partial / SUMS, sums_text(sums).encode())
+        sync(partial)
+        _swap(partial, folder)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
@@ -149,16 +81,53 @@ def save_checkpoint(
         ) from error
 
 
+def _contents(
+    model: torch.nn.Module, state: Mapping[str, Any], tensors: Mapping[str, Any] | None
+) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint, one after the other.
+
+    They are made in memory: torch aborts the process where its own writer meets a full disk, and
+    safetensors makes files that nobody else may read.
+    """
+    weights = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    yield WEIGHTS, save(weights)
+    if tensors is not None:
+        packed = io.BytesIO()
+        torch.save(dict(tensors), packed)
+        yield TRAINING, packed.getvalue()
+    yield STATE, json.dumps(dict(state), indent=1).encode()
+
+
+def write_synced(path: Path, content: bytes) -> str:
+    """Write a file through to the disk; returns its SHA-256."""
+    path.write_bytes(content)
+    sync(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Put a new checkpoint in the place of the old one, which goes last."""
+    if folder.exists():  # else the old one is all there is: a crash came between the renames
+        shutil.rmtree(before(folder), ignore_errors=True)
+        folder.rename(before(folder))
+    partial.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(before(folder), ignore_errors=True)
+
+
 def load_checkpoint(folder: Path, model: torch.nn.Module) -> dict[str, Any]:
     """Put a checkpoint's weights into ``model``; returns its state.
 
     Raises:
-        CheckpointError: missing, cut short, or of another model.
+        CheckpointError: missing, cut short, changed since it was written, or of another model.
     """
-    folder = _whole(folder)
+    folder = existing(folder)
+    check_checkpoint(folder)
     try:
-        weights = load_file(folder / "model.safetensors")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        weights = load((folder / WEIGHTS).read_bytes())
+        state = read_json(folder / STATE)
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{folder}: the checkpoint is damaged: {error}.") from error
     if not isinstance(state, dict):
@@ -172,37 +141,18 @@ def load_checkpoint(folder: Path, model: torch.nn.Module) -> dict[str, Any]:
     return state
 
 
-def load_training_state(folder: Path) -> dict[str, Any]:
-    """Optimizer, scheduler and random state of a checkpoint.
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a checkpoint that is not as it was written; those of before 0.2 have no checksums.
 
     Raises:
-        CheckpointError: missing or damaged.
+        CheckpointError: Names the file.
     """
-    path = _whole(folder) / "optimizer.pt"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the unpickler meets in a damaged file, it raises
-        raise CheckpointError(f"{path}: the optimizer state is damaged: {error!r}.") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: the optimizer state is damaged: it is no dictionary.")
-    return state
-
-
-def _before(folder: Path) -> Path:
-    """Where the checkpoint before lies while a new one takes its place."""
-    return folder.with_name(folder.name + ".old")
-
-
-def _whole(folder: Path) -> Path:
-    """The checkpoint, or the one before it if a crash came between the two renames."""
-    old = _before(folder)
-    if not folder.exists() and old.exists():
-        return old
-    if not folder.exists():
-        raise CheckpointError(
-            f"{folder}: there is no checkpoint. Is this a run directory, and has it begun?"
-        )
-    return folder
+    sums = read_sums(folder)
+    if sums is None:
+        return
+    fix = f"The checkpoint {folder.name} is damaged; copy the run directory anew."
+    check_sums(folder, sums, fix)
+    check_sums(folder, sums, fix, [WEIGHTS, STATE])
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,44 +184,29 @@ class LoadedRun:
 
 
 def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
-    """Settings and data report of a run directory.
+    """Settings and data report of a run directory, and all that it holds checked.
 
     Raises:
-        CheckpointError: it is none, or of a format that this version cannot read.
+        CheckpointError: it is none, damaged, or of a format that this version cannot read.
     """
     if not run.config.is_file() or not run.data.is_file():
         raise CheckpointError(
             f"{run.path}: not a run directory: expected config.yaml and data.json in it. "
             "Name what `seqtrain train -o` made."
         )
+    run.check_links()
+    check_listed(run)
     try:
-        data = json.loads(run.data.read_text(encoding="utf-8"))
+        data = read_json(run.data)
+        check_format(run.data, data)
         config = read_run_config(run.config)
-    except (ValueError, OSError, ConfigError) as error:
-        raise CheckpointError(f"{run.path}: the run directory is damaged: {error}") from error
-    found = data.get("format") if isinstance(data, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{run.data}: expected format {FORMAT}, found {found!r}. "
-            "Use the seqtrain version that wrote it."
-        )
+        _, codec = check_report(data)
+        check_resolved(config, codec.task)
+    except OSError as error:
+        raise CheckpointError(f"{run.path}: cannot be read: {error}.") from error
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{run.path}: is damaged: {error}. {FIX}") from error
     return config, data
-
-
-def read_state(run: RunDir) -> dict[str, Any]:
-    """Where the last checkpoint stands, and the threads it was made with; empty without one.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    if not run.has_checkpoint("last"):
-        return {}
-    path = _whole(run.checkpoint("last")) / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: the checkpoint is damaged: {error}.") from error
-    return state if isinstance(state, dict) else {}
 
 
 def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
@@ -286,52 +221,22 @@ def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
     """
     run = RunDir(path)
     config, data = read_run(run)
+    folder = existing(run.checkpoint(checkpoint))
+    tokenizer = Tokenizer.from_dict(data["tokenizer"])
+    codec = LabelCodec.from_dict(data["labels"])
     try:
-        tokenizer = Tokenizer.from_dict(data["tokenizer"])
-        codec = LabelCodec.from_dict(data["labels"])
+        check_weights(folder / WEIGHTS, config, tokenizer, codec)
         model = build_model(config, tokenizer, codec)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"{run.path}: settings, tokenizer or labels are damaged: {error!r}."
-        ) from error
-    state = load_checkpoint(run.checkpoint(checkpoint), model)
+        state = load_checkpoint(folder, model)
+        check_state(state)
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the checkpoint is damaged: {error}.") from error
     loaded = LoadedRun(model.eval(), config, tokenizer, codec, data, state)
     if checkpoint != "best" or not run.calibration.exists():
         return loaded
     try:
-        saved = json.loads(run.calibration.read_text(encoding="utf-8"))
-        return loaded.calibrated(Calibration.from_dict(saved))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run.calibration}: is damaged: {error!r}.") from error
-
-
-class RunLock:
-    """Keeps a second process out of a run directory; the system lets go when a process dies."""
-
-    def __init__(self, run: RunDir):
-        self.path = run.path / ".lock"
-
-    def __enter__(self) -> "RunLock":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.path.parent}: cannot be written: {error.strerror}. "
-                "Choose another --run-dir."
-            ) from error
-        with suppress(ImportError):  # no fcntl on Windows: there is no lock then
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._file.close()
-                raise CheckpointError(
-                    f"{self.path.parent}: another process is training in this run directory. "
-                    "Wait for it, or choose another --run-dir."
-                ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        return loaded.calibrated(Calibration.from_dict(read_json(run.calibration)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run.calibration}: is damaged: {error}. {FIX}") from error

@@ -17,19 +17,23 @@ from seqtrain.data.corruption import Corruption
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError, TrainingError
 from seqtrain.nn.model import SequenceModel
-from seqtrain.training.checkpoint import (
-    RunDir,
-    load_checkpoint,
-    load_training_state,
-    save_checkpoint,
-)
+from seqtrain.training.checkpoint import load_checkpoint, save_checkpoint
 from seqtrain.training.device import autocast
 from seqtrain.training.events import EpochEvent, Observer, StepEvent
+from seqtrain.training.guard import Place
 from seqtrain.training.metrics import HIGHER_IS_BETTER, ConfusionCounts
 from seqtrain.training.objective import Objective
 from seqtrain.training.optim import build_schedule
 from seqtrain.training.outputs import predict_outputs, score_outputs
 from seqtrain.training.prefetch import made_ahead
+from seqtrain.training.restore import (
+    check_alike,
+    check_optimizer,
+    load_training_state,
+    newest_whole,
+    remove_leftovers,
+)
+from seqtrain.training.run_dir import RunDir
 
 STOPPING = b"\nseqtrain: stopping when this step is done and saved; once more stops at once\n"
 
@@ -118,6 +122,7 @@ class Trainer:
         is_half = settings.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_half)
         self._stop = False
+        self._place: Place | None = None
         self._since_save = time.monotonic()
 
     def fit(self) -> Progress:
@@ -127,6 +132,7 @@ class Trainer:
             TrainingError: a loss was not finite; nothing was updated with it.
             KeyboardInterrupt: the run was interrupted; its last checkpoint is written.
         """
+        self._place = Place(self.run.path)
         with self._graceful_interrupt():
             while not self.progress.done:
                 self._fit_epoch()
@@ -135,26 +141,28 @@ class Trainer:
         return self.progress
 
     def resume(self) -> None:
-        """Put everything back to where the last checkpoint left it.
+        """Put everything back to where the newest whole checkpoint left it.
 
         Raises:
             CheckpointError: there is none, or it is damaged or of another model.
         """
-        folder = self.run.checkpoint("last")
+        folder = newest_whole(self.run)
         state = load_checkpoint(folder, self.model)
         tensors = load_training_state(folder)
         try:
             self.progress = Progress(**state["progress"])
+            check_optimizer(self.optimizer, tensors["optimizer"])
             self.optimizer.load_state_dict(tensors["optimizer"])
+            check_alike(self.schedule.state_dict(), tensors["schedule"], "schedule")
             self.schedule.load_state_dict(tensors["schedule"])
             self._follow_schedule()
             self.scaler.load_state_dict(tensors["scaler"])
             torch.set_rng_state(tensors["rng"])
             if "cuda_rng" in tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["cuda_rng"], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: the checkpoint is damaged: {error!r}.") from error
-
+        remove_leftovers(self.run)
         self.progress.done = self._is_over()
 
     def _follow_schedule(self) -> None:
@@ -346,11 +354,7 @@ class Trainer:
         progress.loss_sum = progress.loss_count = 0.0
         progress.residues = progress.positions = 0
         if is_best:
-            save_checkpoint(
-                self.run.checkpoint("best"),
-                self.model,
-                {"progress": asdict(progress), "valid": metrics},
-            )
+            self._save("best", {"progress": asdict(progress), "valid": metrics})
         self.save()
 
     def _validate(self) -> tuple[dict[str, float], np.ndarray | None]:
@@ -374,6 +378,13 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint: where the run stands now."""
+        self._save("last", {"progress": asdict(self.progress)})
+        self._since_save = time.monotonic()
+
+    def _save(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint from which training can continue."""
+        if self._place is not None:
+            self._place.check()
         tensors: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -383,9 +394,8 @@ class Trainer:
         if self.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         # Another number of threads takes sums in another order: a resumed run says so.
-        state = {"progress": asdict(self.progress), "threads": torch.get_num_threads()}
-        save_checkpoint(self.run.checkpoint("last"), self.model, state, tensors)
-        self._since_save = time.monotonic()
+        state = {**state, "threads": torch.get_num_threads()}
+        save_checkpoint(self.run.checkpoint(name), self.model, state, tensors)
 
     @contextmanager
     def _graceful_interrupt(self) -> Iterator[None]:

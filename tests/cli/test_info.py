@@ -12,7 +12,7 @@ from seqtrain.cli.main import app
 from seqtrain.cli.train import _remove_run
 from seqtrain.export.bundle import write_bundle
 from seqtrain.training.calibration import Calibration
-from seqtrain.training.checkpoint import RunDir
+from seqtrain.training.run_dir import RunDir
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from seqtrain.cli.main import app
 from seqtrain.cli.resume import given_settings
 from seqtrain.compose import load_config
 from seqtrain.errors import CheckpointError
-from seqtrain.training.checkpoint import RunDir, load_run, read_run
+from seqtrain.training.checkpoint import load_run, read_run
+from seqtrain.training.run_dir import RunDir
 
 Made = tuple[Path, Path]
 

@@ -18,17 +18,11 @@ from tiny_training import assert_same_weights, weights
 from seqtrain.config import RunConfig
 from seqtrain.errors import CheckpointError
 from seqtrain.training import checkpoint as room
-from seqtrain.training.checkpoint import (
-    RunDir,
-    RunLock,
-    create_run,
-    load_checkpoint,
-    load_run,
-    load_training_state,
-    read_run,
-    save_checkpoint,
-    write_text,
-)
+from seqtrain.training.checkpoint import load_checkpoint, load_run, read_run, save_checkpoint
+from seqtrain.training.guard import RunLock
+from seqtrain.training.restore import load_training_state
+from seqtrain.training.run_dir import RunDir, create_run, write_text
+from seqtrain.training.sums import write_listed
 
 
 def resolved() -> RunConfig:
@@ -98,13 +92,13 @@ class TestSaving:
     def test_nothing_is_pickled_but_the_optimizer_state(self, tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "last", tiny_model(), {}, training_state())
         names = {path.name for path in (tmp_path / "last").iterdir()}
-        assert names == {"model.safetensors", "optimizer.pt", "state.json"}
+        assert names == {"model.safetensors", "optimizer.pt", "state.json", "SHA256SUMS"}
 
 
 class TestCrash:
     """What lies on disk when a process dies at each file operation of a save."""
 
-    @pytest.mark.parametrize("survived", range(8))
+    @pytest.mark.parametrize("survived", range(12))
     def test_a_crash_at_any_moment_leaves_the_old_or_the_new_one(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
     ) -> None:
@@ -114,7 +108,7 @@ class TestCrash:
         assert state_of(folder) in (1, 2)
         assert load_training_state(folder)
 
-    @pytest.mark.parametrize("second", range(8))
+    @pytest.mark.parametrize("second", range(12))
     def test_a_second_crash_leaves_one_too(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: int
     ) -> None:
@@ -154,9 +148,9 @@ class TestCrash:
 
         with monkeypatch.context() as patch:
             patch.setattr(room.shutil, "rmtree", counted(room.shutil.rmtree))
-            patch.setattr(room, "save_file", counted(room.save_file))
+            patch.setattr(room, "save", counted(room.save))
             patch.setattr(torch, "save", counted(torch.save))
-            patch.setattr(room, "write_text", counted(room.write_text))
+            patch.setattr(room, "write_synced", counted(room.write_synced))
             patch.setattr(Path, "rename", counted(Path.rename))
             try:
                 save_checkpoint(folder, tiny_model(), state, training_state())
@@ -289,7 +283,7 @@ class TestLoading:
     )
     def test_damaged_data_are_told(self, tmp_path: Path, text: str) -> None:
         run = made_run(tmp_path)
-        run.data.write_text(text)
+        write_listed(run.data, text)
         with pytest.raises(CheckpointError):
             load_run(run.path)
 
@@ -309,7 +303,7 @@ class TestLoading:
         run = made_run(tmp_path)
         data = json.loads(run.data.read_text())
         data[section][key] = value
-        run.data.write_text(json.dumps(data))
+        write_listed(run.data, json.dumps(data))
         with pytest.raises(Exception, match=str(tmp_path) + "|tokenizer") as caught:
             load_run(run.path)
         assert type(caught.value).__module__ == "seqtrain.errors"
@@ -329,13 +323,14 @@ class TestLoading:
         run = made_run(tmp_path)
         text = run.config.read_text()
         assert change[0] in text
-        run.config.write_text(text.replace(*change, 1))
+        write_listed(run.config, text.replace(*change, 1))
         with pytest.raises(CheckpointError):
             load_run(run.path)
 
     def test_a_newer_format_asks_for_the_version_that_wrote_it(self, tmp_path: Path) -> None:
         run = made_run(tmp_path)
-        run.data.write_text(run.data.read_text().replace('"format": 1', '"format": 9'))
+        text = run.data.read_text().replace('"format": 1', '"format": 9')
+        write_listed(run.data, text)
         with pytest.raises(CheckpointError, match=r"found 9.*version that wrote it"):
             read_run(run)
 
@@ -353,8 +348,8 @@ class TestLoading:
 HOLDER = """
 import sys
 from pathlib import Path
-from seqtrain.training.checkpoint import RunDir, RunLock
-with RunLock(RunDir(Path(sys.argv[1]))):
+from seqtrain.training.guard import RunLock
+with RunLock(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -371,25 +366,25 @@ class TestLock:
         assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(CheckpointError, match="another process"), RunLock(RunDir(tmp_path)):
+        with pytest.raises(CheckpointError, match="another process"), RunLock(tmp_path):
             pass
         holder.kill()
         holder.wait()
         holder.stdin.close()
         holder.stdout.close()
-        with RunLock(RunDir(tmp_path)):
+        with RunLock(tmp_path):
             pass
 
     def test_it_is_let_go_after_an_error(self, tmp_path: Path) -> None:
         for _ in range(2):
-            with pytest.raises(ValueError, match="inside"), RunLock(RunDir(tmp_path)):
+            with pytest.raises(ValueError, match="inside"), RunLock(tmp_path):
                 raise ValueError("inside")
 
     def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with (
             pytest.raises(CheckpointError, match="cannot be written"),
-            RunLock(RunDir(tmp_path / "file" / "run")),
+            RunLock(tmp_path / "file" / "run"),
         ):
             pass
 
@@ -398,4 +393,4 @@ def test_the_optimizer_state_is_a_plain_archive(tmp_path: Path) -> None:
     """Of tensors: no class of ours is needed to read it."""
     save_checkpoint(tmp_path / "last", tiny_model(), {}, training_state())
     with zipfile.ZipFile(tmp_path / "last" / "optimizer.pt") as archive:
-        assert b"seqtrain" not in archive.read("optimizer/data.pkl")
+        assert b"seqtrain" not in archive.read("archive/data.pkl")
