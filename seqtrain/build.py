@@ -105,7 +105,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> S
     if is_residue(codec.task):
         # Its dropout would draw per position, and so depend on the padding; the encoder's does not.
         head = (
-            RegressionHead(encoder.embed_dim, 0.0, codec.mean, codec.std)
+            RegressionHead(encoder.embed_dim, 0.0, codec.mean, codec.std, codec.is_wide)
             if is_regression(codec.task)
             else ClassHead(encoder.embed_dim, codec.num_outputs, dropout=0.0)
         )
@@ -122,7 +122,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> S
                 encoder, pooling, MultilabelHead(in_dim, codec.num_outputs, dropout)
             )
         case "regression":
-            regression = RegressionHead(in_dim, dropout, codec.mean, codec.std)
+            regression = RegressionHead(in_dim, dropout, codec.mean, codec.std, codec.is_wide)
             return SequenceModel(encoder, pooling, regression)
     raise ValueError(f"no head for the task {codec.task!r}")
 

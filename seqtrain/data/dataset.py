@@ -27,8 +27,8 @@ class SequenceDataset:
     offsets: Int64[np.ndarray, " S"]
     """Where each record starts, and at last where the last one ends: one more than records."""
     targets: np.ndarray | None = None
-    """int64 ``(N,)`` classes, float32 ``(N,)`` values, float32 ``(N, K)`` labels, or one int64 or
-    float32 per residue (``per_residue``); nothing without labels."""
+    """int64 ``(N,)`` classes, float64 ``(N,)`` values, float32 ``(N, K)`` labels, or one int64 or
+    float64 per residue (``per_residue``); nothing without labels."""
     per_residue: bool = False
     """True when ``targets`` runs along ``tokens`` rather than along the records."""
 
@@ -63,7 +63,7 @@ class SequenceDataset:
             ids: Record ids.
             token_arrays: Token ids of each record.
             targets: What :meth:`LabelCodec.encode` gave for each record: integers become int64,
-                anything else float32.
+                float32 stays, anything else becomes float64.
             per_residue: Each target is an array as long as its record.
         """
         offsets = offsets_of(np.fromiter(map(len, token_arrays), np.int64, len(token_arrays)))
@@ -92,8 +92,9 @@ class SequenceDataset:
         if per_residue and [len(t) for t in targets] != self.lengths.tolist():
             raise ValueError("every residue target must be as long as its record")
         flat = np.concatenate(list(targets)) if per_residue and len(targets) else np.array(targets)
-        kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
-        flat = flat.astype(kind, copy=False)
+        if flat.dtype != np.float32:
+            kind = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float64
+            flat = flat.astype(kind, copy=False)
         return SequenceDataset(self.ids, self.tokens, self.offsets, flat, per_residue)
 
     def __len__(self) -> int:
@@ -154,8 +155,20 @@ class SequenceDataset:
             text = json.dumps(list(self.ids[first : first + ITERATED]))[1:-1]
             digest.update((", " * (first > 0) + text).encode())
         digest.update(b"]")
-        for array in (self.tokens, self.offsets, self.targets):
+        for array in (self.tokens, self.offsets, *_for_digest(self.targets)):
             if array is not None:
                 digest.update(f"{array.dtype.str}{array.shape}{self.per_residue}".encode())
                 digest.update(np.ascontiguousarray(array).reshape(-1).data)
         return digest.hexdigest()
+
+
+def _for_digest(targets: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
+    """Targets as a fingerprint counts them: in float32, as runs before float64 targets did.
+
+    In float64 as well where float32 tells fewer values apart.
+    """
+    if targets is None or targets.dtype != np.float64:
+        return (targets,)
+    narrow = targets.astype(np.float32)
+    is_enough = len(np.unique(narrow)) == len(np.unique(targets))
+    return (narrow,) if is_enough else (narrow, targets)

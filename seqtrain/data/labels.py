@@ -26,6 +26,9 @@ TASKS = (
 IGNORE: int = -100
 """Target of a residue that counts neither in the loss nor in a metric, as in torch."""
 
+_WIDEST_IN_FLOAT32 = 1000
+"""Standard deviations from zero up to which a float32 holds four digits of the spread."""
+
 UNMEASURED = "-?"
 """Residue labels that stand for no class, unless a trained model has them as classes."""
 
@@ -138,6 +141,11 @@ class LabelCodec:
     def of_letters(cls, letters: str) -> "LabelCodec":
         """The codec of masked language modelling: the classes are the letters themselves."""
         return cls("mlm", tuple(letters), ignore=("-",))
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether float32 would lose the spread of the targets beside their mean, as of 1e8 ± 1."""
+        return abs(self.mean) > _WIDEST_IN_FLOAT32 * self.std
 
     @property
     def num_outputs(self) -> int:

@@ -41,8 +41,8 @@ class Prediction:
     status: str
     """``ok``, or why there is no prediction."""
     values: np.ndarray | None
-    """float32: probabilities ``(K,)``, one value ``()``, or with residues in front
-    of these ``(L, K)`` and ``(L,)``; None unless ok."""
+    """float32, or float64 of a wide codec: probabilities ``(K,)``, one value ``()``, or with
+    residues in front of these ``(L, K)`` and ``(L,)``; None unless ok."""
     kept: np.ndarray | None
     """Bool, one per letter of the record: False where it was dropped (gaps, stops). Of residue
     tasks alone."""
@@ -54,10 +54,10 @@ class Prediction:
 
     @property
     def spread(self) -> np.ndarray | None:
-        """Standard deviation over the members (n - 1 below), float32; None for a single model."""
+        """Standard deviation over the members (n - 1 below); None for a single model."""
         if not self.members:
             return None
-        return np.asarray(np.std(self.members, axis=0, ddof=1, dtype=np.float32))
+        return np.asarray(np.std(self.members, axis=0, ddof=1, dtype=self.members[0].dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ def record_values(
             return windows.stitch(parts, length) if windows else parts[0]
         if len(parts) == 1:
             return np.asarray(parts[0][0])
-        return np.asarray(np.concatenate(parts).mean(axis=0, dtype=np.float32))
+        return np.asarray(np.concatenate(parts).mean(axis=0, dtype=parts[0].dtype))
 
     return [
         join(begin, end, len(record))
@@ -236,7 +236,7 @@ def length_rule(loaded: LoadedRun, overlong: str | None, windows: Windows | None
 
 
 def _mean(members: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(np.mean(members, axis=0, dtype=np.float32))
+    return np.asarray(np.mean(members, axis=0, dtype=members[0].dtype))
 
 
 def check_ensemble(members: Mapping[str, LoadedRun]) -> None:

@@ -14,7 +14,7 @@ from seqtrain.escaping import unique_names
 from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.windows import Windows
 
-NUMBER, INTEGER, TEXT = "number", "integer", "text"
+NUMBER, WIDE, INTEGER, TEXT = "number", "wide number", "integer", "text"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Table:
     @cached_property
     def kinds(self) -> dict[str, str]:
         """The columns in order, and whether each one is a number, an integer or text."""
-        answer = NUMBER if self.codec.task == "regression" else TEXT
+        number = WIDE if self.codec.is_wide else NUMBER
+        answer = number if self.codec.task == "regression" else TEXT
         kinds = {"id": TEXT, "length": INTEGER, "status": TEXT, "prediction": answer}
         members = range(1, self.num_members + 1) if self.num_members > 1 else ()
         if self.top_k is not None:
@@ -133,8 +134,8 @@ class Table:
                 return codec.separator.join(named)
         assert kept is not None
         if is_regression(codec.task):
-            numbers = iter(values.tolist())
-            return ",".join(f"{next(numbers):.6g}" if keep else "-" for keep in kept.tolist())
+            numbers, digits = iter(values.tolist()), ".12g" if codec.is_wide else ".6g"
+            return ",".join(f"{next(numbers):{digits}}" if keep else "-" for keep in kept.tolist())
         names = iter(values.argmax(axis=1).tolist())
         per_letter = [codec.classes[next(names)] if keep else "-" for keep in kept.tolist()]
         return ("" if all(len(name) == 1 for name in codec.classes) else ",").join(per_letter)

@@ -9,12 +9,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from seqtrain.data.fasta import Record, Reject
 from seqtrain.data.files import check_place, replace_file
 from seqtrain.errors import ConfigError
 from seqtrain.escaping import for_table
 from seqtrain.evaluation.predict import Prediction
-from seqtrain.evaluation.tables import INTEGER, NUMBER, Table
+from seqtrain.evaluation.tables import INTEGER, NUMBER, WIDE, Table
 
 FORMATS = (".tsv", ".parquet", ".jsonl")
 RESUMABLE = (".tsv", ".jsonl")
@@ -219,7 +221,8 @@ def _text(cell: Any) -> str:
     if cell is None:
         return ""
     if isinstance(cell, float):
-        return f"{cell:.7g}"
+        # More digits for what a float32 cannot hold: predictions of a wide codec.
+        return f"{cell:.7g}" if np.float32(cell) == cell else f"{cell:.12g}"
     return for_table(str(cell))
 
 
@@ -231,7 +234,7 @@ def _write_parquet(path: Path, rows: Iterable[Row], table: Table) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {NUMBER: pa.float32(), INTEGER: pa.int64()}
+    types = {NUMBER: pa.float32(), WIDE: pa.float64(), INTEGER: pa.int64()}
     schema = pa.schema(
         [(name, types.get(kind, pa.string())) for name, kind in table.kinds.items()],
         metadata={"description": table.description},

@@ -333,7 +333,7 @@ def verify_bundle(path: Path) -> Verification:
 def _verify_examples(loaded: LoadedRun, examples: list[dict[str, Any]]) -> Parity:
     found = _predict(loaded, [example["sequence"] for example in examples])
     apart = [
-        difference(values, np.asarray(example["expected"], dtype=np.float32), loaded.codec)
+        difference(values, np.asarray(example["expected"], values.dtype), loaded.codec)
         for values, example in zip(found, examples, strict=True)
     ]
     worst = int(np.argmax(apart))

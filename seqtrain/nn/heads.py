@@ -51,13 +51,24 @@ class RegressionHead(nn.Module):
 
     The logits ``(B,)`` or ``(B, L)`` are in standard deviations of the training targets from their
     mean; :meth:`readout` gives the target's own unit.
+
+    Args:
+        in_dim: Channels of the input.
+        dropout: Before the linear layer.
+        mean: Mean of the training targets.
+        std: Their standard deviation.
+        wide: Scale and read out in float64, for targets whose mean is so large beside their
+            spread that float32 would lose it.
     """
 
     target_mean: Tensor
     target_std: Tensor
 
-    def __init__(self, in_dim: int, dropout: float, mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self, in_dim: int, dropout: float, mean: float = 0.0, std: float = 1.0, wide: bool = False
+    ):
         super().__init__()
+        self.mean, self.std, self.wide = mean, std, wide
         self.dropout = nn.Dropout(dropout)
         self.linear = _neutral_linear(in_dim, 1)
         self.register_buffer("target_mean", torch.tensor(mean, dtype=torch.float32))
@@ -69,9 +80,15 @@ class RegressionHead(nn.Module):
         return logits.squeeze(-1)
 
     def scale(self, targets: Tensor) -> Tensor:
-        """Targets in the unit that the logits are in."""
-        return (targets - self.target_mean) / self.target_std
+        """Targets in the unit that the logits are in, float32."""
+        if self.wide:
+            return ((targets.double() - self.mean) / self.std).float()
+        return (targets.float() - self.target_mean) / self.target_std
 
     def readout(self, logits: Tensor) -> Tensor:
-        """Predictions in the target's unit, float32."""
+        """Predictions in the target's unit, float32, or float64 if wide."""
+        if self.wide:
+            # The GPUs of Apple have no float64.
+            at_hand = logits.cpu() if logits.device.type == "mps" else logits
+            return at_hand.double() * self.std + self.mean
         return logits.float() * self.target_std + self.target_mean

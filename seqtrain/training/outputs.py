@@ -26,9 +26,9 @@ class Outputs:
     """What a model says of each record, or of each residue where the task is about residues."""
 
     values: np.ndarray
-    """float32: probabilities ``(N, K)``, or values ``(N,)`` in the target's unit, or logits where
-    they were asked for; residue tasks have one row per residue, in the order of
-    ``dataset.tokens``."""
+    """float32: probabilities ``(N, K)``, or values ``(N,)`` in the target's unit (float64 where
+    float32 would lose them), or logits where they were asked for; residue tasks have
+    one row per residue, in the order of ``dataset.tokens``."""
     loss: float
     """Mean loss per record, or per counted residue; NaN without targets."""
 
@@ -77,7 +77,7 @@ def predict_outputs(
         where = dataset.positions(records) if is_residue(objective.task) else records
         if values is None:
             size = len(dataset.tokens) if is_residue(objective.task) else len(dataset)
-            values = np.empty((size, *rows.shape[1:]), np.float32)
+            values = np.empty((size, *rows.shape[1:]), rows.dtype)
         values[where] = rows
     model.train(was_training)
     assert values is not None, "a dataset holds at least one record"

@@ -90,10 +90,10 @@ def test_fingerprint_changes_with_every_part(change):
     assert other.fingerprint() != dataset.fingerprint()
 
 
-def test_target_dtypes_are_int64_for_classes_and_float32_for_values():
+def test_target_dtypes_are_int64_for_classes_and_float64_for_values():
     assert make("classes", [3])[0].targets.dtype == np.int64
     assert make("residue_classes", [3])[0].targets.dtype == np.int64
-    assert make("values", [3])[0].targets.dtype == np.float32
+    assert make("values", [3])[0].targets.dtype == np.float64
     assert make("multilabel", [3])[0].targets.shape == (1, 3)
 
 
@@ -141,7 +141,10 @@ def test_truncated_records_keep_their_beginning(lengths, longest):
 def test_fingerprint_is_that_of_all_ids_at_once_and_of_their_arrays(kind, lengths, at_once):
     dataset, _, _ = make(kind, lengths)
     digest = hashlib.sha256(json.dumps(list(dataset.ids)).encode())
-    for array in (dataset.tokens, dataset.offsets, dataset.targets):
+    targets = dataset.targets
+    if targets is not None and targets.dtype == np.float64:
+        targets = targets.astype(np.float32)  # as before targets were kept in float64
+    for array in (dataset.tokens, dataset.offsets, targets):
         if array is not None:
             digest.update(f"{array.dtype.str}{array.shape}{dataset.per_residue}".encode())
             digest.update(array.tobytes())

@@ -56,7 +56,7 @@ def test_regression_is_scaled_by_training_targets_alone(folder):
     )
     used = [labels[key] for key in data.train.ids]
     assert data.codec.task == "regression"
-    assert data.train.targets.dtype == np.float32
+    assert data.train.targets.dtype == np.float64
     assert data.train.targets.tolist() == used
     assert data.codec.mean == pytest.approx(statistics.fmean(used))
     assert data.codec.std == pytest.approx(statistics.pstdev(used))
