@@ -4,7 +4,7 @@ Everything that `seqtrain train` does but the words on the screen; a comparison 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import package_dir
-from seqtrain.config import RunConfig, TransformerConfig
+from seqtrain.config import DataConfig, RunConfig, TransformerConfig
 from seqtrain.data.corruption import Corruption
 from seqtrain.data.labels import is_regression
 from seqtrain.data.prepare import PreparedData, prepare_data
@@ -71,12 +71,16 @@ class Plan:
         }
 
 
-def plan_run(config: RunConfig, pretrained: LoadedRun | None = None) -> Plan:
+def plan_run(
+    config: RunConfig, pretrained: LoadedRun | None = None, given: Collection[str] = ()
+) -> Plan:
     """Read the data and choose what the user left open.
 
     Args:
         config: The settings.
         pretrained: What ``encoder.pretrained`` names. Not needed to go on from a checkpoint.
+        given: Dotted names of the settings that were given; those that differ from their default
+            are known without.
 
     Raises:
         DataError: the files cannot be used as they are.
@@ -107,6 +111,12 @@ def plan_run(config: RunConfig, pretrained: LoadedRun | None = None) -> Plan:
         test_fraction=part.test_fraction,
         split_method=part.split_method,
         seed=config.trainer.seed,
+        asked={
+            field.name
+            for field in dataclasses.fields(part)
+            if f"data.{field.name}" in given
+            or getattr(part, field.name) != getattr(DataConfig(), field.name)
+        },
     )
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(config, data.train.lengths, data.codec.task, alphabet)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_NORMS = "masked_batch,batch,leaky_batch,masked_layer,layer,none"
 BUNDLED_CONFIG = "compare"
 BUNDLED_RECORDS = 800
+DEFAULT_JOBS = 2
 BUDGET_FILE = "budget.json"
 OWN_OPTION = {
     "norm": "--norms",
@@ -71,7 +72,9 @@ def compare_norms(
     launcher: Annotated[
         str, typer.Option(help="local (one after the other), processes or slurm.")
     ] = "local",
-    jobs: Annotated[int, typer.Option(min=1, help="Arms at a time, unless local.")] = 2,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Arms at a time, unless local; 2 if not given.")
+    ] = None,
     resources: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,8 +119,10 @@ def compare_norms(
         notes.append(note)
     if launcher not in ("local", "processes", "slurm"):
         raise ConfigError(f"--launcher: expected local, processes or slurm, found {launcher!r}.")
-    if launcher == "local" and resources:
-        raise ConfigError("--resources: are of jobs; give --launcher processes or slurm too.")
+    for option, value in (("--resources", resources), ("--jobs", jobs)):
+        if launcher == "local" and value:
+            raise ConfigError(f"{option}: needs --launcher processes or slurm; local runs no jobs.")
+    jobs = jobs or DEFAULT_JOBS
     given = _resources(launcher, config_dir, resources or [])
     if budget is not None:
         num_jobs = jobs if launcher != "local" else 1
@@ -127,6 +132,8 @@ def compare_norms(
     if budget is not None:
         # --resume keeps what was chosen: timing an arm anew would choose something else.
         write_text(output / BUDGET_FILE, to_json(dataclasses.asdict(fit)) + "\n")
+    for warning in next(iter(comparison.plans.values())).data.report["warnings"]:
+        _say(f"warning: {warning}", quiet)
     for note in notes:
         _say(note, quiet)
     try:
@@ -189,7 +196,7 @@ def _comparison(
     check_folder("--output", output, [*read, *([clusters] if clusters else [])], names=None)
     for config in configs if here else []:  # a cluster's jobs may find what is missing here
         check_machine(config)
-    first = plan_run(configs[0])
+    first = plan_run(configs[0], given=options.given_keys(values, overrides))
     if records is not None:
         first = limit_records(first, records)
     plans = {}

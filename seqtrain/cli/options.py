@@ -192,6 +192,13 @@ def data_values(given: DataOptions, overrides: Sequence[str] | None) -> dict[str
     return values
 
 
+def given_keys(values: "Mapping[str, Any]", overrides: Sequence[str]) -> set[str]:
+    """Dotted names of the settings that options and overrides give."""
+    from seqtrain.overrides import override_key
+
+    return {*(key for key, value in values.items() if value != []), *map(override_key, overrides)}
+
+
 def with_own_data(overrides: Sequence[str] | None, train: Sequence[str] | None) -> list[str]:
     """The overrides, with the bundled data and its short training left out for files given."""
     from seqtrain.overrides import override_key

@@ -77,6 +77,8 @@ def train(
     values = options.data_values(named, overrides)
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other.")
+    if profile and dry_run:
+        raise typer.BadParameter("--profile needs a training, and --dry-run trains nothing.")
     if resume and run_dir is None:
         raise typer.BadParameter("--resume needs --run-dir: the run to go on with.")
     load_torch()
@@ -136,7 +138,7 @@ def _plan(
         check(config)
         config.norm.check_applies()
         check_machine(config)
-        plan = plan_run(config, pretrained)
+        plan = plan_run(config, pretrained, options.given_keys(values, overrides))
         plan.data.report["warnings"] += [*machine_warnings(config), *_beyond_the_end(config, plan)]
         return plan
     saved, _ = read_run(run)

@@ -19,6 +19,9 @@ from seqtrain.data.splits import random_split, similarity_split, strata, stratif
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.errors import ConfigError, DataError, LabelError
 
+_LARGER = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+"""Fractions that a message proposes."""
+
 
 class Partition(NamedTuple):
     """A part for every record, and how it was found."""
@@ -156,19 +159,48 @@ def complete_parts(
     shares = {part: 0.0 if (given.parts == part).any() else shares[part] for part in shares}
     train = np.flatnonzero(given.parts == "train")
     parts, how = given.parts.copy(), given.how
+    texts = [labels[i] for i in train.tolist()]
+
+    def divide(wanted: Mapping[str, float]) -> Partition:
+        return _divide(partial(pick, pieces, train), texts, codec, wanted, method, seed)
+
     if any(shares.values()):
-        texts = [labels[i] for i in train.tolist()]
-        moved, rule = _divide(partial(pick, pieces, train), texts, codec, shares, method, seed)
-        parts[train] = moved
+        parts[train], rule = divide(shares)
         taken = " and ".join(f"{share:g} for {part}" for part, share in shares.items() if share)
         how = f"{how}; of train {taken}, {rule}, seed {seed}"
     for part in ("valid", "test"):
         if not (parts == part).any() and (part == "valid" or shares[part]):
-            raise DataError(
-                f"No record is left for {part}: {shares[part]:g} of {len(train)} training records "
-                f"is too little. Raise data.{part}_fraction, or give files with --{part}."
-            )
+            raise DataError(_too_few(part, shares, len(train), divide))
     return Partition(parts, how)
+
+
+def _too_few(
+    part: str,
+    shares: Mapping[str, float],
+    num_train: int,
+    divide: Callable[[Mapping[str, float]], Partition],
+) -> str:
+    """That a part stays empty, with a fraction that fills it if there is one."""
+    larger = (fraction for fraction in _LARGER if fraction > shares[part])
+    enough = next((f for f in larger if _fills(part, {**shares, part: f}, divide)), None)
+    fix = f"Set data.{part}_fraction={enough:g}, or give" if enough else "Add records, or give"
+    return (
+        f"No record is left for {part}: {shares[part]:g} of {num_train} training records is too "
+        f"little. {fix} files with --{part}."
+    )
+
+
+def _fills(
+    part: str, shares: Mapping[str, float], divide: Callable[[Mapping[str, float]], Partition]
+) -> bool:
+    """Whether these shares leave records for the part, and for train."""
+    if sum(shares.values()) >= 1:
+        return False
+    try:
+        parts = divide(shares).parts
+    except DataError:
+        return False
+    return bool((parts == part).any() and (parts == "train").any())
 
 
 def pick(pieces: Sequence[SequenceDataset], chosen: Int64[np.ndarray, " B"]) -> SequenceDataset:

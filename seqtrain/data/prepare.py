@@ -1,6 +1,6 @@
 """Files in, training, validation and test parts out, with an account of every choice made."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from seqtrain.data.splits import SPLITS
 from seqtrain.data.store import is_store
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.data.tokenizer import Tokenizer
+from seqtrain.data.unused import unused_settings
 from seqtrain.errors import DataError, LabelError
 
 MOST_LONE_CLASSES = 20
@@ -83,6 +84,7 @@ def prepare_data(
     test_fraction: float = 0.0,
     split_method: str = "stratified",
     seed: int = 0,
+    asked: Collection[str] = (),
 ) -> PreparedData:
     """Records of all files, tokenized, labelled and split.
 
@@ -116,6 +118,7 @@ def prepare_data(
         split_method: ``stratified`` (at random where there are no labels), ``random`` or
             ``similarity``.
         seed: Decides which records are taken.
+        asked: Names of these settings that are to be told if they have nothing to do.
 
     Raises:
         FastaError: A file or some of its records cannot be used.
@@ -132,7 +135,7 @@ def prepare_data(
             " Name files of your own by --train (with -n mlm there are no others); parts are named "
             "by files (--valid, --test), by --splits or by split=... in the headers.",
             labels=labels,
-            id_column=id_column,
+            id_column="" if splits else id_column,
             label_column=label_column,
             ignore_labels=ignore_labels,
         )
@@ -183,6 +186,8 @@ def prepare_data(
         method=split_method,
         seed=seed,
     )
+    fractions = (valid_fraction, test_fraction)
+    found.warnings.extend(unused_settings(asked, given, table, splits, fractions))
     codec = fit(partition.parts)
     parts = _divided(pieces, partition.parts, table, codec, tokenizer)
     told = "that of the stores" if is_store(paths[0]) else "told from the letters"

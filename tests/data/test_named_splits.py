@@ -241,3 +241,38 @@ def test_ids_of_labels_and_splits_are_matched_by_rule_and_counted(folder: Folder
     assert warnings_of(data, "have no record") == [
         f"1 labels of {labels}, column 'label' have no record and are not used"
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "said"),
+    [
+        (
+            "valid",
+            ["valid_fraction"],
+            ["valid_fraction is not used: the valid split is given"],
+        ),
+        ("valid", ["split_method"], ["split_method is not used: no split is left to be made"]),
+        ("test", ["split_method", "valid_fraction"], []),
+        ("test", ["test_fraction"], ["test_fraction is not used: the test split is given by file"]),
+        ("header", ["id_column"], ["id_column is not used: there is no table of labels or splits"]),
+        ("fasta", ["label_column"], ["label_column is not used: a labels FASTA has no columns"]),
+        ("table", ["id_column", "label_column", "valid_fraction", "split_method"], []),
+        ("mlm", ["on_error"], ["on_error is not used: there are no labels"]),
+    ],
+)
+def test_settings_that_were_given_and_have_nothing_to_do_are_told(folder, files, asked, said):
+    attributes = {k: f"label={v}" for k, v in LABELS.items()} if files == "header" else None
+    settings: dict[str, object] = {"train": [fasta(folder, attributes)]}
+    if files in ("valid", "test", "table"):
+        settings["labels"] = [folder.table({**LABELS, "t0": "a", "t1": "b"})]
+    if files in ("valid", "test"):
+        settings[files] = [folder.fasta("t.fa", peptides(2, "t"))]
+    if files == "fasta":
+        letters = {k: ("HN" * len(s))[: len(s)] for k, s in peptides(NUM).items()}
+        settings["labels"] = [folder.fasta("labels.fa", letters)]
+    if files == "mlm":
+        settings["task"] = "mlm"
+    lines = warnings_of(prepare_data(**settings, asked=asked), "is not used")
+    assert len(lines) == len(said)
+    assert all(line.startswith(f"data.{start}") for line, start in zip(lines, said, strict=True))
+    assert not warnings_of(prepare_data(**settings), "is not used")

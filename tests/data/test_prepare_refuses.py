@@ -1,5 +1,7 @@
 """What is refused, and in which words."""
 
+import re
+
 import pytest
 from prepared_data import error_of, peptides
 
@@ -219,7 +221,9 @@ def test_split_column_without_training_records_is_refused(folder):
         (12, {"test_fraction": 0.01}, "test"),
     ],
 )
-def test_part_that_would_stay_empty_is_refused(folder, count, fractions, part):
+def test_part_that_would_stay_empty_is_refused_with_a_fraction_that_fills_it(
+    folder, count, fractions, part
+):
     records = peptides(count)
     settings = {
         "train": [folder.fasta("a.fa", records)],
@@ -227,8 +231,16 @@ def test_part_that_would_stay_empty_is_refused(folder, count, fractions, part):
     }
     message = error_of(DataError, **settings, **fractions)
     assert message.startswith(f"No record is left for {part}: ")
-    assert f"data.{part}_fraction" in message
-    assert f"--{part}" in message
+    assert message.endswith(f"or give files with --{part}.")
+    proposed = float(re.search(rf"Set data\.{part}_fraction=([\d.]+),", message)[1])
+    data = prepare_data(**settings, **{**fractions, f"{part}_fraction": proposed})
+    assert len(getattr(data, part)) > 0
+
+
+def test_no_fraction_is_proposed_where_none_helps(folder):
+    labels = folder.table({"p0": "a", "p1": "b"})
+    message = error_of(DataError, train=[folder.fasta("a.fa", peptides(2))], labels=[labels])
+    assert message.endswith("is too little. Add records, or give files with --valid.")
 
 
 def test_same_file_in_two_places_is_refused(folder):
