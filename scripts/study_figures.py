@@ -139,7 +139,7 @@ def draw_differences(done: Sequence[Done]) -> None:
         axis.plot([], [], "o-", color=COLORS[norm], label=norm)
     axis.axvline(0, color="gray", lw=0.7)
     axis.grid(axis="x", alpha=0.3)
-    axis.set(xlabel="test score less that of masked_batch", xlim=(-0.45, 0.45))
+    axis.set(xlabel="test score minus that of masked_batch", xlim=(-0.45, 0.45))
     _legend(axis, 3)
     _rows(axis, done)
 
@@ -201,7 +201,7 @@ def draw_ladder(done: Sequence[Done]) -> None:
         axis.plot([], [], marker, color="gray", mfc="white", label=f"{size} per batch")
     axis.axhline(0, color="gray", lw=0.7)
     axis.grid(axis="y", alpha=0.3)
-    axis.set(xlabel="padding, % of positions", ylabel="test score less that of masked_batch")
+    axis.set(xlabel="padding, % of positions", ylabel="test score minus that of masked_batch")
     _legend(axis, 5)
 
 

@@ -99,9 +99,10 @@ class TrainingRange:
             total: How many records were read.
             alphabet: The model's.
         """
+        trained = f"{self.shortest:,} to {self.longest:,}"
         what = {
             "alphabet": f"do not look like {alphabet}, which the model reads",
-            "length": f"are of a length outside training ({self.shortest:,} to {self.longest:,})",
+            "length": f"are shorter or longer than any training record ({trained})",
             "composition": "have a composition unlike training (of whose records 0.1% have)",
         }
         return [
@@ -109,29 +110,6 @@ class TrainingRange:
             for name, said in what.items()
             if counts.get(name)
         ]
-
-
-def alphabet_warning(dataset: SequenceDataset, tokenizer: Tokenizer, what: str) -> str | None:
-    """A sentence if records do not look like the alphabet that they are read as; None if all do.
-
-    Args:
-        dataset: The records, nothing hidden.
-        tokenizer: That made them.
-        what: What they are called, such as ``test records``.
-    """
-    name, total = tokenizer.alphabet.name, len(dataset)
-    pooled = np.zeros((1, tokenizer.vocab_size - 1), np.int64)
-    foreign = 0
-    for counts in _blocks(dataset, tokenizer.vocab_size):
-        foreign += int(_is_foreign(counts, tokenizer).sum())
-        pooled += counts.sum(axis=0)
-    if _is_foreign(pooled, tokenizer).any():
-        foreign = total  # each may be too short to tell
-    if not foreign:
-        return None
-    if name == "protein":
-        return f"{foreign:,} of {total:,} {what} look like nucleotides, but are read as protein"
-    return f"{foreign:,} of {total:,} {what} are mostly letters that {name} does not have"
 
 
 def _blocks(dataset: SequenceDataset, vocab_size: int) -> Iterator[Int64[np.ndarray, "B V"]]:

@@ -195,7 +195,10 @@ def test_records_unlike_the_training_are_warned_of_and_stay_ok(
     assert [row["warning"] for row in rows] == ["length", "", "alphabet", ""]
     assert [row["status"] == "ok" for row in rows] == [True, True, True, False]
     assert "1 of 3 records (33.3%) do not look like protein" in said.stderr
-    assert "1 of 3 records (33.3%) are of a length outside training (4 to 90)" in said.stderr
+    assert (
+        "1 of 3 records (33.3%) are shorter or longer than any training record (4 to 90)"
+        in said.stderr
+    )
     assert "1 of 4 records cannot be used and have no prediction" in said.stderr
     plain = predict(runs[0], odd, "--on-error", "skip", "-o", tmp_path / "q.tsv")
     assert "do not look like protein" in plain.stderr

@@ -89,7 +89,9 @@ def test_older_runs_know_their_lengths_or_nothing() -> None:
 
 def test_the_summary_says_how_many_and_of_what() -> None:
     found = TrainingRange(4, 1200).sentences({"length": 3, "alphabet": 0, "ok": 9}, 12, "protein")
-    assert found == ["3 of 12 records (25.0%) are of a length outside training (4 to 1,200)"]
+    assert found == [
+        "3 of 12 records (25.0%) are shorter or longer than any training record (4 to 1,200)"
+    ]
 
 
 def test_a_training_of_one_record_has_a_range_too() -> None:
