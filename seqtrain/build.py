@@ -26,7 +26,14 @@ from seqtrain.nn.norms import (
     MaskedRMSNorm,
 )
 from seqtrain.nn.plain_norms import LeakyBatchNorm, NoNorm, PlainBatchNorm
-from seqtrain.nn.pooling import AttentionPooling, MaxPooling, MeanMaxPooling, MeanPooling, Pooling
+from seqtrain.nn.pooling import (
+    AttentionPooling,
+    MaxPooling,
+    MeanMaxPooling,
+    MeanPooling,
+    Pooling,
+    PositionPooling,
+)
 
 
 def build_norm(config: NormConfig) -> NormFactory:
@@ -60,6 +67,7 @@ def build_norm(config: NormConfig) -> NormFactory:
 def build_encoder(config: EncoderConfig, norm: NormConfig, vocab_size: int) -> Encoder:
     """The encoder that ``config`` describes, freshly initialised."""
     assert config.embed_dim is not None, "embed_dim is chosen before anything is built"
+    assert config.num_layers is not None, "num_layers is chosen before anything is built"
     match config:
         case CnnConfig():
             return CnnEncoder(
@@ -84,8 +92,14 @@ def build_encoder(config: EncoderConfig, norm: NormConfig, vocab_size: int) -> E
     raise ValueError(f"no encoder for {type(config).__name__}")
 
 
-def build_pooling(name: str, embed_dim: int) -> Pooling:
-    """The pooling of that name; its ``out_dim`` says how wide its vectors are."""
+def build_pooling(name: str, embed_dim: int, num_positions: int | None = None) -> Pooling:
+    """The pooling of that name; its ``out_dim`` says how wide its vectors are.
+
+    Args:
+        name: One of ``POOLINGS``.
+        embed_dim: Channels of the hidden states.
+        num_positions: Residues with weights of their own; of ``position`` alone.
+    """
     match name:
         case "mean":
             return MeanPooling(embed_dim)
@@ -95,6 +109,9 @@ def build_pooling(name: str, embed_dim: int) -> Pooling:
             return MeanMaxPooling(embed_dim)
         case "attention":
             return AttentionPooling(embed_dim)
+        case "position":
+            assert num_positions is not None, "positions are chosen before anything is built"
+            return PositionPooling(embed_dim, num_positions)
     raise ValueError(f"no pooling named {name!r}")
 
 
@@ -112,7 +129,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer, codec: LabelCodec) -> S
         return SequenceModel(encoder, None, head)
     dropout = config.task.head_dropout
     assert config.task.pooling is not None, "the pooling is chosen before anything is built"
-    pooling = build_pooling(config.task.pooling, encoder.embed_dim)
+    pooling = build_pooling(config.task.pooling, encoder.embed_dim, config.task.positions)
     in_dim = pooling.out_dim
     match codec.task:
         case "classification":

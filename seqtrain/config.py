@@ -75,7 +75,7 @@ NORMS = (
     "masked_batch_renorm",
     "none",
 )
-POOLINGS = ("mean", "max", "mean_max", "attention")
+POOLINGS = ("mean", "max", "mean_max", "attention", "position")
 BATCHINGS = ("packed", "bucketed", "random")
 HEAD_DROPOUT = 0.1
 MOST_POSITIONS = 10**9
@@ -236,8 +236,8 @@ class EncoderConfig:
     """``cnn`` or ``transformer``; set by the choice ``encoder=...``."""
     embed_dim: int | None = None
     """Channels of the hidden states; none: chosen from the number of residues."""
-    num_layers: int = 6
-    """Blocks."""
+    num_layers: int | None = None
+    """Blocks; none: 6 of a cnn and 4 of a transformer, 1 for variants of one sequence."""
     dropout: float = 0.1
     """Share of channels dropped in each block while training."""
     pretrained: str | None = None
@@ -280,7 +280,6 @@ class TransformerConfig(EncoderConfig):
     """A pre-norm transformer with rotary positions."""
 
     name: str = "transformer"
-    num_layers: int = 4
     num_heads: int = 4
     """Attention heads; each has ``embed_dim / num_heads`` channels, an even number."""
     ffn_ratio: float = 4.0
@@ -304,7 +303,12 @@ class TaskConfig:
     ``residue_regression`` or ``mlm`` (masked language modelling, without labels); none: told from
     the labels."""
     pooling: str | None = None
-    """``mean``, ``max``, ``mean_max`` or ``attention``; none: ``mean_max``; unused by residues."""
+    """``mean``, ``max``, ``mean_max``, ``attention`` or ``position`` (each position has its own
+    weights); none: ``position`` for variants of one sequence, else ``mean_max``; unused by
+    residues."""
+    positions: int | None = None
+    """Residues, from the first, that ``pooling=position`` has weights for; later ones count as
+    nothing; none: the longest training record."""
     head_dropout: float = HEAD_DROPOUT
     """Share of pooled channels dropped before the last layer while training."""
     label_smoothing: float = 0.0
@@ -320,6 +324,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         one_of(self.name, "task.name", TASKS)
         one_of(self.pooling, "task.pooling", POOLINGS)
+        _between(self.positions, "task.positions", 1, 10**6, "each position takes weights")
         one_of(self.class_weights, "task.class_weights", ("none", "balanced"))
         one_of(self.loss, "task.loss", ("mse", "huber"))
         _fraction(self.head_dropout, "task.head_dropout")
@@ -327,6 +332,11 @@ class TaskConfig:
         if not 0 < self.mask_fraction < 1:
             raise ConfigError(
                 f"task.mask_fraction: expected a number in (0, 1), found {self.mask_fraction}."
+            )
+        if self.positions is not None and self.pooling not in (None, "position"):
+            raise ConfigError(
+                f"task.positions={self.positions}: task.pooling={self.pooling} does not use it. "
+                "Leave it out, or set task.pooling=position."
             )
         if self.name is not None:
             self.check_applies(self.name)
@@ -344,6 +354,7 @@ class TaskConfig:
             "class_weights": self.class_weights != "none" and not is_classes,
             "loss": self.loss != "mse" and not is_numbers,
             "pooling": self.pooling is not None and by_residue,
+            "positions": self.positions is not None and by_residue,
             "head_dropout": self.head_dropout != HEAD_DROPOUT and by_residue,
             "mask_fraction": self.mask_fraction != MASK_FRACTION and name != "mlm",
         }

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from seqtrain.config import RunConfig, TransformerConfig
+from seqtrain.data.families import Family
 from seqtrain.data.labels import is_residue
 from seqtrain.training.metrics import primary_metric
 
@@ -30,7 +31,11 @@ class Choice:
 
 
 def choose_settings(
-    config: RunConfig, lengths: Int64[np.ndarray, " N"], task: str, alphabet: str
+    config: RunConfig,
+    lengths: Int64[np.ndarray, " N"],
+    task: str,
+    alphabet: str,
+    family: Family | None = None,
 ) -> tuple[RunConfig, list[Choice]]:
     """A copy of ``config`` with nothing left open, and what was chosen.
 
@@ -39,6 +44,7 @@ def choose_settings(
         lengths: Residues of each training record.
         task: What the labels ask for.
         alphabet: What the sequences are made of.
+        family: Set when the training records are variants of one sequence.
 
     Raises:
         ConfigError: a setting that was given does not apply to the task, or two contradict.
@@ -56,14 +62,22 @@ def choose_settings(
     residues, mean_length = int(lengths.sum()), float(lengths.mean())
     choose("tokenizer", "alphabet", alphabet, "the letters seen")
     choose("task", "name", task, "the form of the labels")
+    is_transformer = isinstance(config.encoder, TransformerConfig)
+    num_layers, reason = (4 if is_transformer else 6), f"encoder {config.encoder.name}"
     if not is_residue(task):
-        choose("task", "pooling", "mean_max", "how much of a feature, and whether any")
+        pooling = "mean_max", "mean: how much of a feature; max: whether present"
+        if family is not None and config.task.pooling in (None, "position"):
+            pooling = "position", family.reason()
+            num_layers, reason = 1, "positions tell more than their surroundings"
+        choose("task", "pooling", *pooling)
+        if config.task.pooling == "position":
+            choose("task", "positions", int(lengths.max()), "the longest training record")
+    choose("encoder", "num_layers", num_layers, reason)
     dim = _embed_dim(residues)
     choose("encoder", "embed_dim", dim, f"{residues:,} training residues")
     config.check_widths()
     tokens = _max_tokens(residues, mean_length)
     choose("batching", "max_tokens", tokens, f"mean length {mean_length:.0f}")
-    is_transformer = isinstance(config.encoder, TransformerConfig)
     choose("optim", "lr", 5e-4 if is_transformer else 2e-3, f"encoder {config.encoder.name}")
     assert config.batching.max_tokens is not None
     steps = max(1, residues // min(config.batching.max_tokens, residues))

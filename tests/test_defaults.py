@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from seqtrain.compose import load_config
 from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
+from seqtrain.data.families import Family
 from seqtrain.defaults import choose_settings
 from seqtrain.errors import ConfigError
 from seqtrain.pipeline import flatten
@@ -35,6 +36,7 @@ def test_nothing_that_training_needs_is_left_open(
         config.tokenizer.alphabet,
         config.task.name,
         config.encoder.embed_dim,
+        config.encoder.num_layers,
         batching.max_tokens,
         config.optim.lr,
         trainer.max_epochs,
@@ -66,6 +68,7 @@ def test_every_choice_is_told_with_its_reason_and_nothing_else_changes(lengths: 
 def test_what_the_user_said_stays() -> None:
     overrides = [
         "encoder.embed_dim=24",
+        "encoder.num_layers=2",
         "batching.max_tokens=7",
         "optim.lr=0.5",
         "trainer.max_epochs=3",
@@ -143,3 +146,28 @@ def test_a_chosen_width_that_heads_or_groups_cannot_share_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"embed_dim: expected a multiple of .* found 64"):
         chosen([9], "classification", *overrides)
+
+
+def test_variants_of_one_sequence_get_a_readout_that_knows_positions() -> None:
+    lengths, family = np.array([90, 90, 91]), Family(90, 2.0)
+    config, choices = choose_settings(own_data(), lengths, "regression", "protein", family)
+    assert config.task.pooling == "position"
+    assert config.task.positions == 91
+    assert config.encoder.num_layers == 1
+    reasons = {choice.key: choice.reason for choice in choices}
+    assert reasons["task.pooling"] == "variants of one sequence: 2 of 90 residues differ"
+
+
+@pytest.mark.parametrize(
+    ("override", "layers"), [("task.pooling=mean", 6), ("encoder.num_layers=3", 3)]
+)
+def test_of_a_family_too_what_the_user_said_stays(override: str, layers: int) -> None:
+    config, _ = choose_settings(
+        own_data(override), np.array([90]), "regression", "protein", Family(90, 2.0)
+    )
+    assert config.encoder.num_layers == layers
+
+
+def test_positions_without_their_readout_are_refused() -> None:
+    with pytest.raises(ConfigError, match="positions"):
+        own_data("task.pooling=mean", "task.positions=9")

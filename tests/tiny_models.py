@@ -36,6 +36,7 @@ def tiny_config(
     """Settings of a small model."""
     config = RunConfig(encoder=encoder_config(encoder), norm=NormConfig(norm))
     config.task.pooling = pooling
+    config.task.positions = 8 if pooling == "position" else None
     config.task.head_dropout = 0.2
     return config
 

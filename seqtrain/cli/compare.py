@@ -136,8 +136,6 @@ def compare_norms(
         _say(f"warning: {warning}", quiet)
     for note in notes:
         _say(note, quiet)
-    for warning in next(iter(comparison.plans.values())).data.report["warnings"]:
-        _say(f"warning: {warning}", quiet)
     try:
         results = _run(comparison, output, launcher, jobs, given, quiet)
     except KeyboardInterrupt:
@@ -168,6 +166,7 @@ def _comparison(
     from seqtrain.compare.plan import Arm, Comparison, conditions_of, limit_records
     from seqtrain.compose import load_config
     from seqtrain.config import BatchingConfig, NormConfig
+    from seqtrain.data.families import find_family
     from seqtrain.data.outputs import check_folder
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
@@ -205,7 +204,11 @@ def _comparison(
     for config in configs:
         data = first.data
         resolved, choices = choose_settings(
-            config, data.train.lengths, data.codec.task, data.tokenizer.alphabet.name
+            config,
+            data.train.lengths,
+            data.codec.task,
+            data.tokenizer.alphabet.name,
+            find_family(data.train),
         )
         plans[resolved.encoder.name] = dataclasses.replace(first, config=resolved, choices=choices)
     comparison = Comparison(plans, conditions_of(norms, batchings, plans), seeds)

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, UInt64
+from jaxtyping import Float, Int64
 
 from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
-from seqtrain.data.leaks import record_hashes
 from seqtrain.errors import CheckpointError
-from seqtrain.evaluation.copies import Copies
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
 from seqtrain.training.metrics import (
     HIGHER_IS_BETTER,
@@ -27,7 +25,6 @@ from seqtrain.training.metrics import (
 from seqtrain.training.outputs import Outputs, score_outputs
 
 NUM_LENGTH_BINS = 5
-MAX_HASHES = 2_000_000
 
 MAX_MATRIX = 200
 """Classes up to which the confusion matrix is written in full."""
@@ -48,8 +45,6 @@ class Evaluation:
     confusion: np.ndarray | None
     """int64 ``(K, K)``, rows are the truth; None without classes."""
     class_names: tuple[str, ...]
-    copies: Copies | None = None
-    """Of training records; None where these are not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """The form that ``--json`` writes."""
@@ -60,7 +55,6 @@ class Evaluation:
             "by_length": self.by_length,
             "baselines": self.baselines,
             "classes": list(self.class_names),
-            "copies_of_training": self.copies and self.copies._asdict(),
             **_confusion_fields(self.confusion),
         }
 
@@ -87,14 +81,11 @@ def confusion_counts(scored: Mapping[str, Any]) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class TrainingPart:
-    """What is kept of the training part: lengths, targets and hashes, no residues."""
+    """What baselines need to know of the training part: lengths and targets, no residues."""
 
     lengths: Int64[np.ndarray, " N"]
     targets: np.ndarray
     """As in the dataset; residue tasks keep one count per class instead, or the mean of all."""
-    hashes: UInt64[np.ndarray, " H"] | None = None
-    """Of the sequences, ascending, each once; of more than ``MAX_HASHES`` the smallest. None in
-    runs of before."""
 
     @classmethod
     def of(cls, train: SequenceDataset, num_classes: int) -> "TrainingPart":
@@ -106,22 +97,12 @@ class TrainingPart:
             targets = np.nanmean(targets, keepdims=True)
         elif train.per_residue:
             targets = np.bincount(targets[targets >= 0], minlength=num_classes)
-        return cls(train.lengths, targets, np.unique(record_hashes(train))[:MAX_HASHES])
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether more sequences were trained on than there are hashes."""
-        return self.hashes is not None and len(self.hashes) >= MAX_HASHES
-
-    def copied(self, dataset: SequenceDataset) -> Bool[np.ndarray, " N"] | None:
-        """Whether each record is known to have been trained on; None where nothing is known."""
-        return None if self.hashes is None else np.isin(record_hashes(dataset), self.hashes)
+        return cls(train.lengths, targets)
 
     def write(self, path: Path) -> None:
-        """Write the arrays, nothing pickled."""
-        known: dict[str, Any] = {} if self.hashes is None else {"hashes": self.hashes}
+        """Write two arrays, nothing pickled."""
         with path.open("wb") as file:  # to a path without the ending numpy would add it
-            np.savez_compressed(file, lengths=self.lengths, targets=self.targets, **known)
+            np.savez_compressed(file, lengths=self.lengths, targets=self.targets)
 
     @classmethod
     def read(cls, path: Path | zipfile.Path) -> "TrainingPart":
@@ -132,8 +113,7 @@ class TrainingPart:
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                hashes = arrays.get("hashes")
-                return cls(arrays["lengths"], arrays["targets"], hashes)
+                return cls(arrays["lengths"], arrays["targets"])
         except Exception as error:  # whatever a damaged archive makes zipfile or zlib raise
             raise CheckpointError(f"{path}: the run directory is damaged: {error!r}.") from error
 

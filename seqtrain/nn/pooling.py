@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seqtrain.masking import masked_max, masked_mean, masked_softmax, zero_padding
 from seqtrain.nn.layout import Layout
+from seqtrain.nn.norms import MaskedBatchNorm1d
 
 
 class Pooling(nn.Module):
@@ -115,3 +116,51 @@ class AttentionPooling(Pooling):
         x = zero_padding(x, mask)
         weights = masked_softmax(self.score(x).squeeze(-1), mask)
         return torch.einsum("bl,blc->bc", weights.to(x.dtype), x)
+
+
+class PositionPooling(Pooling):
+    """A sum over residues in which every position has weights of its own.
+
+    For families of variants, where a place in the protein means something: one changed residue
+    among hundreds moves a mean by next to nothing, but it moves the weights of its own position in
+    full. With values v of the hidden states, z_k = sum over l of P[l, k] v_k(h_l) is a linear model
+    on one-hot positions whose weights have rank K, so that what one substitution teaches serves
+    the others at its position. A batch norm over the records of the batch scales up what differs
+    between them; beside its output stands a nonlinear layer of it, for effects that do not add.
+
+    Args:
+        embed_dim: Channels of the hidden states.
+        num_positions: Residues from the start that have weights; later ones count as nothing.
+        rank: K, features in the sum.
+    """
+
+    def __init__(self, embed_dim: int, num_positions: int, rank: int = 64):
+        super().__init__()
+        self.out_dim = 2 * rank
+        self.value = nn.Linear(embed_dim, rank)
+        self.weight = nn.Parameter(torch.randn(num_positions, rank) * 0.02)
+        self.norm = MaskedBatchNorm1d(rank)
+        self.interactions = nn.Linear(rank, rank)
+
+    def forward(self, x: Float[Tensor, "B L C"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+        """One vector of ``2 K`` values per sequence."""
+        return self._features(self._sums(x, mask))
+
+    def packed(self, x: Float[Tensor, "1 R C"], layout: Layout) -> Float[Tensor, "S D"]:
+        """The same of packed states; the norm sees all sequences of the batch at once."""
+        grids = layout.in_grids(x)
+        sums = [self._sums(grid.pad(rows), grid.mask) for grid, rows in grids]
+        return self._features(torch.cat(sums))
+
+    def _sums(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Weighted sums ``(B, K)`` over real residues, counted from the first one of each row."""
+        position = mask.cumsum(dim=1) - 1
+        counted = mask & (position < len(self.weight))
+        weight = self.weight[position.clamp(0, len(self.weight) - 1)]
+        terms = self.value(zero_padding(x, mask)) * weight
+        return zero_padding(terms, counted).sum(dim=1)
+
+    def _features(self, sums: Tensor) -> Tensor:
+        everyone = torch.ones(len(sums), dtype=torch.bool, device=sums.device)
+        z = self.norm(sums, everyone)  # with a mask, a batch of one record is no error
+        return torch.cat([z, self.interactions(z).relu()], dim=1)

@@ -60,6 +60,8 @@ def count_weights(config: RunConfig) -> int:
     """Trainable numbers of a model with two classes; nothing is allocated for them."""
     config = copy.deepcopy(config)
     config.task.pooling = config.task.pooling or "mean_max"
+    config.task.positions = config.task.positions or 1
+    config.encoder.num_layers = config.encoder.num_layers or 1
     task = config.task.name or "classification"
     codec = LabelCodec(task) if is_regression(task) else LabelCodec(task, ("a", "b"))
     with torch.device("meta"):

@@ -128,10 +128,13 @@ def check_resolved(config: RunConfig, task: str) -> None:
     """
     wanted: dict[str, Any] = {
         "encoder.embed_dim": config.encoder.embed_dim,
+        "encoder.num_layers": config.encoder.num_layers,
         "batching.max_tokens": config.batching.max_tokens,
     }
     if not is_residue(task):
         wanted["task.pooling"] = config.task.pooling
+    if config.task.pooling == "position":
+        wanted["task.positions"] = config.task.positions
     for name, value in wanted.items():
         if value is None:
             raise ValueError(f"{name}: expected a value, found none")

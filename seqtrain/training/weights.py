@@ -53,10 +53,11 @@ def check_weights(
             f"{name}: weights are of another model than the settings describe: "
             f"encoder.embed_dim={config.encoder.embed_dim}, and the weights have {width} channels"
         )
-    if config.encoder.num_layers > len(found):
+    layers = config.encoder.num_layers
+    if layers is None or layers > len(found):
         raise ValueError(
             f"{name}: weights are of another model than the settings describe: "
-            f"encoder.num_layers={config.encoder.num_layers}, and there are {len(found)} tensors"
+            f"encoder.num_layers={layers}, and there are {len(found)} tensors"
         )
     with torch.device("meta"):
         model = build_model(config, tokenizer, codec)

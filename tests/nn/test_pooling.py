@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seqtrain.build import build_pooling
-from seqtrain.config import POOLINGS
+from seqtrain.config import POOLINGS as ALL_POOLINGS
 from seqtrain.masking import lengths_to_mask
 from seqtrain.nn.layout import packed_layout
 from seqtrain.nn.pooling import AttentionPooling, Pooling
 
 CPU = torch.device("cpu")
+POOLINGS = tuple(name for name in ALL_POOLINGS if name != "position")
+"""See test_position_pooling.py for the other."""
 lengths_drawn = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
