@@ -15,6 +15,7 @@ from seqtrain.nn.norms.complex import (
     NaiveMaskedComplexBatchNorm1d,
     NaiveMaskedComplexBatchNorm2d,
 )
+from seqtrain.nn.norms.context import mask_context
 from seqtrain.nn.norms.convert import (
     FoldedConv,
     convert_masked_batchnorm,
@@ -32,7 +33,6 @@ from seqtrain.nn.norms.lazy import (
     LazyMaskedBatchNorm2d,
     LazyMaskedBatchNorm3d,
 )
-from seqtrain.nn.norms.masks import mask_context
 from seqtrain.nn.norms.moments import Moments, masked_moments
 from seqtrain.nn.norms.renorm import MaskedBatchRenorm1d
 

@@ -1,6 +1,6 @@
 """Masked batch norms as modules: ``torch.nn.BatchNorm*d`` with one more argument to ``forward``."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqtrain.nn.norms.batch_functional import masked_batch_norm
-from seqtrain.nn.norms.masks import given_or_current
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.whole import Whole, whole_in_fx
 from seqtrain.nn.norms.wide import WideBuffers
 
 
-class MaskedBatchNorm(WideBuffers, _BatchNorm):
+class MaskedBatchNorm(Whole, WideBuffers, _BatchNorm):
     """Batch norm over real positions, for input of any rank from 2.
 
     The state dict is that of ``torch.nn.BatchNorm1d``; ``stat_weighting="tokens"`` adds the buffer
@@ -62,6 +63,7 @@ class MaskedBatchNorm(WideBuffers, _BatchNorm):
         self.register_buffer("running_weight", None if counted is None else counted.clone())
         self.widen_buffers()
 
+    @whole_in_fx
     def forward(
         self,
         input: Float[Tensor, "..."],
@@ -105,6 +107,21 @@ class MaskedBatchNorm(WideBuffers, _BatchNorm):
     def ranks(self) -> dist.ProcessGroup | None:
         """The ranks that share their statistics in training, if there are several."""
         return None
+
+    @property
+    def qconfig(self) -> NoReturn:
+        """Refused: who asks is about to build another norm in place of this one.
+
+        Raises:
+            RuntimeError: Always. ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, also as called
+                by Lightning and timm, would put a norm there that knows of no mask; quantization
+                likewise. An ``AttributeError`` would let them go on.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__} would lose its mask in torch's conversion to SyncBatchNorm, or "
+            "in quantization: use seqtrain.nn.norms.convert_masked_sync_batchnorm, or "
+            "revert_masked_batchnorm first"
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm
-from seqtrain.nn.norms.masks import given_or_current, place_mask
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.masks import place_mask
 from seqtrain.nn.norms.moments import Moments, masked_moments, merge_moments, pool_moments
 from seqtrain.nn.norms.standardize import other_dims
 

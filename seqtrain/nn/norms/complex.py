@@ -4,14 +4,16 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Complex
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from seqtrain.nn.norms.batch import MaskedBatchNorm, MaskedBatchNorm1d, MaskedBatchNorm2d
-from seqtrain.nn.norms.masks import given_or_current, place_mask, select_real
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.masks import place_mask, select_real
 from seqtrain.nn.norms.moments import count_real, wide_dtype
 from seqtrain.nn.norms.running import count_batch, move, write
 from seqtrain.nn.norms.standardize import other_dims, per_channel
+from seqtrain.nn.norms.whole import Whole, whole_in_fx
 from seqtrain.nn.norms.wide import WideBuffers
 
 
@@ -81,7 +83,7 @@ def inverse_square_root(covariance: Symmetric, eps: float) -> Symmetric:
     return Symmetric((ii + root) * scale, (rr + root) * scale, -ri * scale)
 
 
-class MaskedComplexBatchNorm(WideBuffers, nn.Module):
+class MaskedComplexBatchNorm(Whole, WideBuffers):
     """Batch norm of complex features over real positions (Trabelsi et al. 2018, arXiv:1705.09792).
 
     ``V^(-1/2) (x - μ)`` with V the 2 × 2 covariance of real and imaginary part has the identity for
@@ -160,6 +162,7 @@ class MaskedComplexBatchNorm(WideBuffers, nn.Module):
                 self.weight.copy_(self.weight.new_tensor([0.5**0.5, 0.5**0.5, 0.0]))
                 self.bias.zero_()
 
+    @whole_in_fx
     def forward(
         self, input: Complex[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Complex[Tensor, "..."]:
@@ -259,7 +262,7 @@ class MaskedComplexBatchNorm2d(MaskedComplexBatchNorm):
             raise ValueError(f"expected 4D input (got {input.ndim}D input)")
 
 
-class _Naive(nn.Module):
+class _Naive(Whole):
     """Two real batch norms side by side."""
 
     part: type[MaskedBatchNorm]
@@ -269,6 +272,7 @@ class _Naive(nn.Module):
         self.bn_r = self.part(num_features, *args, **options)
         self.bn_i = self.part(num_features, *args, **options)
 
+    @whole_in_fx
     def forward(
         self, input: Complex[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Complex[Tensor, "..."]:

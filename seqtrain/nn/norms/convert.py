@@ -17,7 +17,9 @@ from seqtrain.nn.norms.batch import (
     MaskedBatchNorm3d,
     MaskedSyncBatchNorm,
 )
-from seqtrain.nn.norms.masks import given_or_current, place_mask, select_real
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.masks import place_mask, select_real
+from seqtrain.nn.norms.whole import whole_in_fx
 
 _MASKED: dict[type[_BatchNorm], type[MaskedBatchNorm]] = {
     nn.BatchNorm1d: MaskedBatchNorm1d,
@@ -159,6 +161,7 @@ class FoldedConv(nn.Module):
         self.conv = conv
         self.channel_dim = channel_dim
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter
 
+from seqtrain.nn.norms.context import given_or_current
 from seqtrain.nn.norms.functional import masked_norm
-from seqtrain.nn.norms.masks import broadcast_mask, given_or_current, select_real
+from seqtrain.nn.norms.masks import broadcast_mask, select_real
 from seqtrain.nn.norms.standardize import per_channel
+from seqtrain.nn.norms.whole import Whole, whole_in_fx
 
 
-class MaskedNorm(nn.Module):
+class MaskedNorm(Whole):
     """Mean 0 and variance 1 over the real positions along ``dims``; nothing is learned.
 
     Args:
@@ -42,6 +44,7 @@ class MaskedNorm(nn.Module):
         self.correction = correction
         self.constant = constant
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:
@@ -88,6 +91,7 @@ class AffineMaskedNorm(MaskedNorm):
         self.weight = Parameter(torch.ones(num_features, device=device, dtype=dtype))
         self.bias = Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:

@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from seqtrain.nn.norms.checks import check_eps, check_floating, check_rank
+from seqtrain.nn.norms.context import given_or_current
 from seqtrain.nn.norms.functional import own_statistics
-from seqtrain.nn.norms.masks import given_or_current, place_mask
+from seqtrain.nn.norms.masks import place_mask
 from seqtrain.nn.norms.moments import Moments, masked_moments
 from seqtrain.nn.norms.rows import laid_out
 from seqtrain.nn.norms.running import RunningStatistics, move, running_standard
 from seqtrain.nn.norms.standardize import other_dims, standardize
+from seqtrain.nn.norms.whole import Whole, whole_in_fx
 from seqtrain.nn.norms.wide import WideBuffers
 
 
@@ -92,7 +94,7 @@ def _move_by_sequences(running: RunningStatistics, moments: Moments, momentum: f
         move(buffer, average, momentum, sequences > 0)
 
 
-class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
+class MaskedInstanceNorm1d(Whole, WideBuffers, nn.InstanceNorm1d):
     """Instance norm over real positions, 0 at padding; state dict of ``torch.nn.InstanceNorm1d``.
 
     Args:
@@ -134,6 +136,7 @@ class MaskedInstanceNorm1d(WideBuffers, nn.InstanceNorm1d):
         self.channel_dim = channel_dim
         self.widen_buffers()
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:

@@ -7,16 +7,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from seqtrain.nn.norms.context import given_or_current
 from seqtrain.nn.norms.functional import masked_group_norm
 from seqtrain.nn.norms.layer_functional import masked_layer_norm, masked_rms_norm
-from seqtrain.nn.norms.masks import given_or_current
+from seqtrain.nn.norms.whole import Whole, whole_in_fx
 
 
 def _as_torch_takes(shape: int | Sequence[int]) -> int | list[int]:
     return shape if isinstance(shape, int) else list(shape)
 
 
-class MaskedLayerNorm(nn.LayerNorm):
+class MaskedLayerNorm(Whole, nn.LayerNorm):
     """Layer norm of real positions, 0 at padding; same state dict as ``torch.nn.LayerNorm``.
 
     Args:
@@ -49,6 +50,7 @@ class MaskedLayerNorm(nn.LayerNorm):
         self.channel_dim = channel_dim
         self.over = over
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:
@@ -69,7 +71,7 @@ class MaskedLayerNorm(nn.LayerNorm):
         return f"{super().extra_repr()}, channel_dim={self.channel_dim}, over={self.over!r}"
 
 
-class MaskedRMSNorm(nn.RMSNorm):
+class MaskedRMSNorm(Whole, nn.RMSNorm):
     """RMS norm of real positions, 0 at padding; same state dict as ``torch.nn.RMSNorm``.
 
     Args:
@@ -94,6 +96,7 @@ class MaskedRMSNorm(nn.RMSNorm):
         super().__init__(_as_torch_takes(normalized_shape), eps, elementwise_affine, device, dtype)
         self.channel_dim = channel_dim
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:
@@ -112,7 +115,7 @@ class MaskedRMSNorm(nn.RMSNorm):
         return f"{super().extra_repr()}, channel_dim={self.channel_dim}"
 
 
-class MaskedGroupNorm(nn.GroupNorm):
+class MaskedGroupNorm(Whole, nn.GroupNorm):
     """Group norm over real positions, 0 at padding; same state dict as ``torch.nn.GroupNorm``.
 
     Args:
@@ -143,6 +146,7 @@ class MaskedGroupNorm(nn.GroupNorm):
             self.register_parameter("bias", None)
         self.channel_dim = channel_dim
 
+    @whole_in_fx
     def forward(
         self, input: Float[Tensor, "..."], mask: Bool[Tensor, "..."] | None = None
     ) -> Float[Tensor, "..."]:

@@ -1,8 +1,4 @@
-"""How a mask reaches a norm: as an argument or through the context, then placed on the input."""
-
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""How a mask is placed on the input of a norm."""
 
 import torch
 from jaxtyping import Bool
@@ -104,36 +100,3 @@ def _boolean(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool (True = real), but its dtype is {mask.dtype}")
     return mask
-
-
-class _Current(threading.local):
-    # A ContextVar would do as well, but torch.compile cannot trace one.
-    mask: Tensor | None = None
-
-
-_current = _Current()
-
-
-@contextmanager
-def mask_context(mask: Bool[Tensor, "..."] | None) -> Iterator[None]:
-    """Within it, a masked norm of this module family that is called without a mask uses this one.
-
-    It is how masks reach norms inside a model whose own code calls ``norm(x)``, such as one made by
-    ``convert_masked_batchnorm``. Each thread has its own; contexts nest, the innermost counts, and
-    ``None`` suspends an outer one. It works around a ``torch.compile``d model and within one.
-    With activation checkpointing, open it inside the checkpointed function, which runs again later.
-
-    Args:
-        mask: True where real; has to fit the input of every norm that runs within.
-    """
-    outer = _current.mask
-    _current.mask = mask
-    try:
-        yield
-    finally:
-        _current.mask = outer
-
-
-def given_or_current(mask: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | None:
-    """``mask``, or that of this thread's innermost ``mask_context`` where none was given."""
-    return _current.mask if mask is None else mask

@@ -9,11 +9,14 @@ from torch import Tensor
 from seqtrain.nn.norms.batch import MaskedBatchNorm1d
 from seqtrain.nn.norms.batch_functional import activate
 from seqtrain.nn.norms.checks import check_eps, check_floating
-from seqtrain.nn.norms.masks import given_or_current, place_mask
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.masks import place_mask
 from seqtrain.nn.norms.moments import masked_moments
 from seqtrain.nn.norms.rows import Standard, over_real_rows
 from seqtrain.nn.norms.running import RunningStatistics, batch_standard, running_standard
 from seqtrain.nn.norms.standardize import other_dims
+from seqtrain.nn.norms.watching import is_repeated
+from seqtrain.nn.norms.whole import whole_in_fx
 
 
 @torch.library.custom_op("seqtrain::kept", mutates_args=())
@@ -85,6 +88,7 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         self.d_max = d_max
         self.warmup_batches = warmup_batches
 
+    @whole_in_fx
     def forward(
         self,
         input: Float[Tensor, "..."],
@@ -106,6 +110,12 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         self._check_input_dim(input)
         check_floating(input)
         check_eps(self.eps, positive=True)
+        if is_repeated():
+            raise RuntimeError(
+                "batch renormalization cannot be repeated in the backward pass, as by activation "
+                "checkpointing: its running statistics have moved since, and gradients would be "
+                "those of another function"
+            )
         placed = place_mask(given_or_current(mask), input, self.channel_dim)
         out = over_real_rows(self._renormalized, input, placed, self.channel_dim)
         return activate(out, placed, relu, residual)

@@ -42,3 +42,8 @@ def _holds_no_plain_numbers(values: Tensor) -> bool:
         or type(values) not in (Tensor, torch.nn.Parameter)
         or not torch._C._has_storage(values)
     )
+
+
+def is_repeated() -> bool:
+    """Whether a forward pass runs within a backward pass, as activation checkpointing does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,5 +1,6 @@
 """Masks find their place beside the input's dimensions, and their way into a model."""
 
+import asyncio
 import threading
 
 import pytest
@@ -16,10 +17,12 @@ from seqtrain.nn.norms import (
     MaskedNorm,
     MaskedRMSNorm,
     NaiveMaskedComplexBatchNorm1d,
+    context,
     mask_context,
     masked_norm,
 )
-from seqtrain.nn.norms.masks import broadcast_mask, given_or_current, place_mask
+from seqtrain.nn.norms.context import given_or_current
+from seqtrain.nn.norms.masks import broadcast_mask, place_mask
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,58 @@ def test_every_thread_has_its_own_context() -> None:
         assert (out[..., real:] == 0).all()
         assert out[..., :real].mean().abs() < 1e-6
         assert out[..., :real].std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_every_coroutine_has_its_own_context() -> None:
+    """Requests of a server take turns within their blocks, which end in another order."""
+    norm = nn.Sequential(MaskedBatchNorm1d(1, track_running_stats=False))
+    masks = {real: torch.arange(6)[None] < real for real in (3, 5)}
+    x = torch.arange(6.0).view(1, 1, 6)
+
+    async def serve(real: int, turns: int) -> list[Tensor | None]:
+        seen = [given_or_current(None)]
+        with mask_context(masks[real]):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                seen.append(given_or_current(None))
+            out = norm(x)
+            in_thread = await asyncio.to_thread(given_or_current, None)
+            with mask_context(None):
+                await asyncio.sleep(0)
+                seen.append(given_or_current(None))
+        assert torch.equal(out[..., real:], torch.zeros(1, 1, 6 - real))
+        assert torch.equal(out, norm[0](x, masks[real]))
+        return [*seen, in_thread, given_or_current(None)]
+
+    async def both() -> list[list[Tensor | None]]:
+        return await asyncio.gather(serve(3, 4), serve(5, 2))
+
+    for real, seen in zip((3, 5), asyncio.run(both()), strict=True):
+        before, *within, suspended, in_thread, after = seen
+        assert before is suspended is after is None
+        assert all(mask is masks[real] for mask in [*within, in_thread])
+    assert given_or_current(None) is None
+    assert not context._of_coroutines.any
+
+
+def test_a_context_around_an_event_loop_reaches_its_coroutines() -> None:
+    outer, inner = torch.ones(1, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+
+    async def read() -> Tensor | None:
+        await asyncio.sleep(0)
+        return given_or_current(None)
+
+    async def nested() -> list[Tensor | None]:
+        with mask_context(inner):
+            within = await read()
+        return [within, await read()]
+
+    with mask_context(outer):
+        assert asyncio.run(read()) is outer
+        assert [
+            mask is expected
+            for mask, expected in zip(asyncio.run(nested()), (inner, outer), strict=True)
+        ] == [True, True]
 
 
 @pytest.mark.parametrize(

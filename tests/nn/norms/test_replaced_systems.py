@@ -105,16 +105,16 @@ class TestTheBlogsMaskedBatchNorm1d:
 
     def test_not_kept_slower_than_native(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """By the work: arithmetic is on real rows alone, whatever the padding."""
-        from seqtrain.nn.norms import batch_functional
+        from seqtrain.nn.norms import rows
 
         seen = []
-        standardize = batch_functional.standardize
+        scaled = rows.scaled
 
         def counting(input: Tensor, *arguments: object) -> Tensor:
             seen.append(input.numel())
-            return standardize(input, *arguments)
+            return scaled(input, *arguments)
 
-        monkeypatch.setattr(batch_functional, "standardize", counting)
+        monkeypatch.setattr(rows, "scaled", counting)
         mask = torch.arange(100)[None] < 10
         MaskedBatchNorm1d(3, channel_dim=-1)(torch.randn(1, 100, 3), mask)
         assert seen == [10 * 3]

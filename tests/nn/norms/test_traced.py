@@ -1,5 +1,6 @@
 """``torch.compile(fullgraph=True)`` and ``torch.export`` see what eager mode computes."""
 
+import asyncio
 import copy
 from collections.abc import Callable
 
@@ -159,6 +160,37 @@ def test_the_context_survives_compilation(where: str) -> None:
         torch.testing.assert_close(found, expected)
         assert (found.movedim(1, -1)[~mask] == 0).all()
         torch.testing.assert_close(inner(x), unmasked)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_compiled_code_never_takes_the_mask_of_another_coroutine(fullgraph: bool) -> None:
+    """It runs uncompiled while a coroutine has a mask of its own, or says that it cannot."""
+    from seqtrain.nn.norms import MaskedBatchNorm1d, mask_context
+
+    norm = MaskedBatchNorm1d(4, channel_dim=-1).eval()
+    compiled = torch.compile(norm, fullgraph=fullgraph, backend="aot_eager")
+    x, mask = batch(3, 5)
+    x = x.nan_to_num()
+
+    async def open_long() -> Tensor:
+        with mask_context(mask):
+            await asyncio.sleep(0)
+            return compiled(x)
+
+    async def without() -> Tensor:
+        return compiled(x)
+
+    async def both() -> list[Tensor | BaseException]:
+        return await asyncio.gather(open_long(), without(), return_exceptions=True)
+
+    torch.testing.assert_close(compiled(x), norm(x))
+    found = asyncio.run(both())
+    if fullgraph:
+        assert all("mask_context is open in a coroutine" in str(error) for error in found)
+    else:
+        torch.testing.assert_close(found, [norm(x, mask), norm(x)])
+    with mask_context(mask):
+        torch.testing.assert_close(compiled(x), norm(x, mask))
 
 
 def test_a_complex_norm_compiles_whole() -> None:
