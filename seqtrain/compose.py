@@ -19,8 +19,12 @@ from seqtrain.config import (
     config_to_dict,
     one_of,
 )
+from seqtrain.data.schema import read_bounded
 from seqtrain.errors import ConfigError
 from seqtrain.overrides import check_overrides, explain, override_key
+
+_MOST_SAVED_BYTES = 8 << 20
+_DEEPEST = 20
 
 
 def package_dir(name: str) -> Path:
@@ -119,10 +123,32 @@ def read_run_config(path: Path) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved = _plain_yaml(read_bounded(path, _MOST_SAVED_BYTES).decode("utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError("expected settings by section")
         return _to_dataclasses(OmegaConf.create(_literal(saved)))
-    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not the settings of a seqtrain run: {error}") from error
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: not the settings of a seqtrain run: {problem:.300}") from error
+
+
+def _plain_yaml(content: str) -> Any:
+    """The value of a YAML document without anchors and aliases.
+
+    A page of them can stand for more items than any memory holds. What is read is what
+    :func:`config_to_yaml` writes, which has none.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it holds an anchor or alias (& or *), which no saved settings do")
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _literal(value: Any) -> Any:

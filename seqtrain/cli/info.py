@@ -64,7 +64,7 @@ def info(
         ("classes", ", ".join(loaded.codec.classes) or "–"),
         ("alphabet", loaded.tokenizer.alphabet.name),
         ("parameters", parameters),
-        ("best epoch", loaded.state["progress"]["best_epoch"]),
+        ("best epoch", loaded.state["progress"].get("best_epoch", "–")),
         ("complete", "yes" if summary else "no"),
     ]
     if not is_regression(loaded.codec.task):

@@ -1,7 +1,7 @@
 """What labels mean: the task they belong to, and their way to targets and back."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -241,7 +241,7 @@ class LabelCodec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "LabelCodec":
+    def from_dict(cls, fields: Any) -> "LabelCodec":
         """The codec that ``to_dict`` described, also after a trip through JSON.
 
         Raises:

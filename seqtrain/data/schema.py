@@ -8,6 +8,7 @@ import json
 import math
 import reprlib
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_bounded(place: Path | zipfile.Path, most_bytes: int) -> bytes:
     try:
         with place.open("rb") as stream:
             content: bytes = stream.read(most_bytes + 1)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError) as error:
         raise ValueError(f"cannot be unpacked: {error}") from error
     if len(content) > most_bytes:
         raise ValueError(f"expected at most {most_bytes:,} bytes, found more")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_uppercase
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
@@ -154,7 +155,7 @@ class Tokenizer:
         return {"alphabet": self.alphabet.name, **policies}
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, str]) -> "Tokenizer":
+    def from_dict(cls, settings: Any) -> "Tokenizer":
         """The tokenizer that ``to_dict`` described.
 
         Raises:

@@ -1,6 +1,7 @@
 """How good a model is on labelled records: intervals, lengths, baselines, confusion."""
 
 import functools
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int64
 from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.schema import read_bounded
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
 from seqtrain.training.metrics import (
@@ -25,6 +27,8 @@ from seqtrain.training.metrics import (
 from seqtrain.training.outputs import Outputs, score_outputs
 
 NUM_LENGTH_BINS = 5
+_MOST_PART_BYTES = 1 << 30
+"""Largest file of lengths and targets that is unpacked: some 60 million records."""
 
 MAX_MATRIX = 200
 """Classes up to which the confusion matrix is written in full."""
@@ -112,10 +116,26 @@ class TrainingPart:
             CheckpointError: missing or damaged.
         """
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(arrays["lengths"], arrays["targets"])
+            content = io.BytesIO(read_bounded(path, _MOST_PART_BYTES))
+            with zipfile.ZipFile(content) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > _MOST_PART_BYTES:
+                    raise ValueError(f"expected at most {_MOST_PART_BYTES:,} bytes, found more")
+            with np.load(content, allow_pickle=False) as arrays:
+                part = cls(arrays["lengths"], arrays["targets"])
+            part._check()
+        except PermissionError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
         except Exception as error:  # whatever a damaged archive makes zipfile or zlib raise
             raise CheckpointError(f"{path}: the run directory is damaged: {error!r}.") from error
+        return part
+
+    def _check(self) -> None:
+        for name, array in (("lengths", self.lengths), ("targets", self.targets)):
+            kinds = "iu" if name == "lengths" else "iuf"
+            if array.dtype.kind not in kinds or array.ndim not in (1, 2) or not len(array):
+                raise ValueError(f"{name}: expected numbers, found {array.dtype} {array.shape}")
+        if self.lengths.ndim != 1 or self.lengths.min() < 0:
+            raise ValueError("lengths: expected whole numbers from 0 on")
 
 
 def evaluate(

@@ -4,13 +4,12 @@ Nothing in it is pickled, and no setting names code. ``bundle.json`` is read wit
 settings that only training reads may come and go between versions.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import zlib
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,48 +23,51 @@ import seqtrain
 from seqtrain.build import build_model
 from seqtrain.config import ENCODERS, RunConfig, config_to_dict
 from seqtrain.data.fasta import Record
-from seqtrain.data.labels import LabelCodec
-from seqtrain.data.tokenizer import Tokenizer
-from seqtrain.errors import CheckpointError, ConfigError, ExportError
+from seqtrain.data.files import sync, whole_file
+from seqtrain.data.schema import (
+    anything,
+    check_fields,
+    integer,
+    list_of,
+    mapping,
+    read_json,
+    record,
+    text,
+)
+from seqtrain.errors import CheckpointError, ConfigError, DataError, ExportError
 from seqtrain.evaluation.predict import Predictor
 from seqtrain.evaluation.score import TrainingPart
+from seqtrain.export.archive import opened
 from seqtrain.export.card import model_card
 from seqtrain.export.parity import Parity, difference
 from seqtrain.export.program import Runner
 from seqtrain.training.calibration import Calibration
 from seqtrain.training.checkpoint import LoadedRun, load_run
-
-Place = Path | zipfile.Path
+from seqtrain.training.saved import check_report, check_resolved, check_state, check_summary
+from seqtrain.training.sums import SUMS, Place, check_sums, digest, read_sums, write_sums
+from seqtrain.training.weights import check_weights
 
 FORMAT = 1
 """Raised when a bundle of before can no longer be read as it is."""
 
 MANIFEST = "bundle.json"
-SUMS = "SHA256SUMS"
 WEIGHTS = "model.safetensors"
 _COPIED = ("summary.json", "training_part.npz")
 _LONGEST_EXAMPLE = 400
+_MOST_EXAMPLE_BYTES = 32 << 20
 
-
-@contextmanager
-def opened(path: Path) -> Iterator[Place]:
-    """The top folder of a run directory or a bundle, which may be a zip archive.
-
-    Raises:
-        CheckpointError: It is a file, but no such archive.
-    """
-    if not path.is_file():
-        yield path
-        return
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a bundle: {error}. Name a run directory, or what "
-            "`seqtrain export --format bundle` made."
-        ) from error
-    with archive:
-        yield zipfile.Path(archive)
+_manifest = record(
+    {
+        "format": integer(-(2**31)),
+        "tokenizer": mapping(text),
+        "vocab": list_of(text, most=256),
+        "labels": mapping(anything),
+        "settings": record({each.name: mapping(anything) for each in fields(RunConfig)}),
+        "state": mapping(anything),
+        "data": mapping(anything),
+    }
+)
+_example_list = list_of(record({"id": text, "sequence": text, "expected": anything}), 1, 100)
 
 
 def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
@@ -89,16 +91,12 @@ def open_run(path: Path, *, calibrated: bool = True) -> LoadedRun:
 
 def _check_sums(root: Place, path: Path) -> None:
     """Refuse a model that is not the one that was exported."""
-    if not (root / SUMS).is_file():
-        return
-    listed = _read_sums(root)
-    for name in (MANIFEST, WEIGHTS):
-        file = root / name
-        if file.is_file() and listed.get(name) != _sha256(file):
-            raise CheckpointError(
-                f"{path}: {name} is not what was exported: its SHA-256 is not that in {SUMS}. The "
-                "bundle is damaged, or of pieces of several. Copy or export it anew."
-            )
+    fix = f"The bundle is damaged, or of pieces of several: {path}. Copy or export it anew."
+    sums = read_sums(root)
+    if sums is None:
+        raise CheckpointError(f"{path}: has no {SUMS}, which every bundle has. {fix}")
+    present = [name for name in _COPIED if (root / name).exists() or name in sums]
+    check_sums(root, sums, fix, [MANIFEST, WEIGHTS, *present])
 
 
 def is_bundle(path: Path) -> bool:
@@ -107,13 +105,19 @@ def is_bundle(path: Path) -> bool:
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
-    """The final numbers of a run directory or a bundle; None for a run that has not ended."""
+    """The final numbers of a run directory or a bundle; None for a run that has not ended.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
     with opened(path) as root:
         file = root / "summary.json"
         if not file.is_file():
             return None
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return summary
+        try:
+            return dict(check_summary(read_json(file)))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: is damaged: {error}. Copy it anew.") from error
 
 
 def read_training_part(path: Path) -> TrainingPart:
@@ -128,39 +132,48 @@ def read_training_part(path: Path) -> TrainingPart:
 
 def _load_bundle(root: Place, path: Path) -> LoadedRun:
     try:
-        saved = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(saved.get("format"), int) or saved["format"] > FORMAT:
+        saved = read_json(root / MANIFEST)
+        _manifest(saved, MANIFEST)
+        if not 0 < saved["format"] <= FORMAT:
             raise CheckpointError(
                 f"{path}: expected a bundle of format {FORMAT} or before, found "
-                f"{saved.get('format')!r}. Install seqtrain {saved.get('seqtrain')} or later."
+                f"{saved['format']!r}. Install seqtrain {saved.get('seqtrain')!r:.40} or later."
             )
         config = _settings(saved["settings"])
-        tokenizer = Tokenizer.from_dict(saved["tokenizer"])
-        codec = LabelCodec.from_dict(saved["labels"])
+        report = {**saved["data"], "tokenizer": saved["tokenizer"], "labels": saved["labels"]}
+        tokenizer, codec = check_report(report)
+        check_state(saved["state"])
+        check_resolved(config, codec.task)
         if list(tokenizer.vocab) != saved["vocab"]:
             raise ConfigError("this version gives other tokens to the letters")
+        check_weights(root / WEIGHTS, config, tokenizer, codec)
         model = build_model(config, tokenizer, codec)
         model.load_state_dict(load((root / WEIGHTS).read_bytes()))
         run = LoadedRun(model.eval(), config, tokenizer, codec, saved["data"], saved["state"])
         found = saved.get("calibration")  # bundles of before it have none
-        return run.calibrated(Calibration.from_dict(found) if found else None)
+        return run.calibrated(None if found is None else Calibration.from_dict(found))
+    except PermissionError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: the bundle is damaged: {error!r}.") from error
+        raise CheckpointError(f"{path}: the bundle is damaged: {error}.") from error
     except (SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{path}: the bundle cannot be read: {error}") from error
 
 
 def _settings(saved: Mapping[str, Mapping[str, Any]]) -> RunConfig:
     """The settings, without those that this version no longer has and that only training reads."""
-    config = RunConfig(encoder=ENCODERS[saved["encoder"]["name"]]())
+    name = str(saved["encoder"].get("name"))
+    if name not in ENCODERS:
+        raise ValueError(f"settings.encoder.name: expected one of {', '.join(ENCODERS)}")
+    config = RunConfig(encoder=ENCODERS[name]())
     for section in fields(config):
         part, values = getattr(config, section.name), saved[section.name]
-        known = {field.name for field in fields(part)}
-        strange = sorted(values.keys() - known)
-        if strange and section.name in ("encoder", "norm"):
-            raise ConfigError(f"this version does not know {section.name}.{strange[0]}")
-        kept = {name: value for name, value in values.items() if name in known}
-        setattr(config, section.name, type(part)(**kept))
+        if section.name in ("trainer", "optim"):
+            known = {field.name for field in fields(part)}
+            values = {name: value for name, value in values.items() if name in known}
+        check_fields(type(part), values, f"settings.{section.name}")
+        setattr(config, section.name, type(part)(**values))
+    config.check_widths()
     return config
 
 
@@ -178,7 +191,7 @@ def write_bundle(run: Path, path: Path) -> None:
     loaded = open_run(run)
     if path.exists():
         raise ExportError(f"{path}: exists already. Remove it, or choose another --output.")
-    folder = path.with_name(path.name + ".partial")
+    folder = path.with_name(path.name + ".unpacked")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -217,8 +230,9 @@ def _write_files(run: Path, loaded: LoadedRun, folder: Path) -> None:
     (folder / "README.md").write_text(_without_folders(card, loaded), encoding="utf-8")
     examples = json.dumps(_examples(loaded), indent=1)
     (folder / "examples.json").write_text(examples + "\n", encoding="utf-8")
-    lines = [f"{_sha256(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    write_sums(folder, {file.name: [digest(file)] for file in folder.iterdir()})
+    for file in (*folder.iterdir(), folder):
+        sync(file)
 
 
 def _without_folders(text: str, loaded: LoadedRun) -> str:
@@ -232,29 +246,16 @@ def _without_folders(text: str, loaded: LoadedRun) -> str:
     return text
 
 
-def _read_sums(root: Place) -> dict[str, str]:
-    """Digests by file name."""
-    lines = (root / SUMS).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-
-
-def _sha256(file: Place) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _pack(folder: Path, path: Path) -> None:
-    partial = path.with_name(path.name + ".packing")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        whole_file(path) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for file in sorted(folder.iterdir()):
             # The same bundle gives the same archive: its dates would tell two apart.
             entry = zipfile.ZipInfo(file.name)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, file.read_bytes())
-    os.replace(partial, path)
 
 
 def _examples(loaded: LoadedRun) -> list[dict[str, Any]]:
@@ -316,18 +317,31 @@ def verify_bundle(path: Path) -> Verification:
         CheckpointError: It is no bundle, or the model cannot be loaded.
     """
     with opened(path) as root:
-        if not (root / SUMS).is_file() or not (root / MANIFEST).is_file():
+        sums = read_sums(root)
+        if sums is None or not (root / MANIFEST).is_file():
             raise CheckpointError(f"{path}: not a bundle: expected {MANIFEST} and {SUMS} in it.")
-        sums = _read_sums(root)
         names = {file.name for file in root.iterdir() if not file.name.startswith(".")} - {SUMS}
         states = dict.fromkeys(sorted(names), "not listed")
-        for name, digest in sums.items():
+        for name, digests in sums.items():
             file = root / name
-            is_same = file.is_file() and _sha256(file) == digest
+            is_same = file.is_file() and _digest(file) in digests
             states[name] = "ok" if is_same else "changed" if file.is_file() else "missing"
-        examples = json.loads((root / "examples.json").read_text(encoding="utf-8"))
         loaded = _load_bundle(root, path)
-    return Verification(states, _verify_examples(loaded, examples))
+        try:
+            examples = read_json(root / "examples.json", _MOST_EXAMPLE_BYTES)
+            _example_list(examples, "examples.json")
+            found = _verify_examples(loaded, examples)
+        except (OSError, ValueError, DataError) as error:
+            raise CheckpointError(f"{path}: examples.json is damaged: {error}.") from error
+    return Verification(states, found)
+
+
+def _digest(file: Place) -> str | None:
+    """SHA-256 of a file; None where its archive is damaged."""
+    try:
+        return digest(file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return None
 
 
 def _verify_examples(loaded: LoadedRun, examples: list[dict[str, Any]]) -> Parity:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from seqtrain.data.files import whole_file
 from seqtrain.errors import ExportError
 from seqtrain.export.program import INPUTS, Runner, output_name, program_metadata, trace
 from seqtrain.training.checkpoint import LoadedRun
@@ -44,7 +45,8 @@ def write_onnx(loaded: LoadedRun, path: Path) -> None:
         del node.metadata_props[:]  # the tracer's notes, of use to nobody who runs the graph
     onnx.helper.set_model_props(proto, program_metadata(loaded))
     try:
-        onnx.save(proto, path)
+        with whole_file(path) as partial:
+            onnx.save(proto, partial)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror}.") from error
 

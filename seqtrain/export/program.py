@@ -1,6 +1,7 @@
 """The model as one traced program: batch norms folded, any batch and length, results read out."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import seqtrain
 from seqtrain.data.alphabet import GAPS, STOP
+from seqtrain.data.files import whole_file
 from seqtrain.data.labels import LabelCodec, is_regression
 from seqtrain.data.tokenizer import PAD, Tokenizer
 from seqtrain.errors import ExportError
@@ -112,9 +114,11 @@ def write_program(loaded: LoadedRun, path: Path) -> None:
         ExportError: The file cannot be written.
     """
     metadata = json.dumps(program_metadata(loaded))
+    packed = io.BytesIO()  # torch aborts the process where its own writer meets a full disk
+    torch.export.save(trace(loaded.model), packed, extra_files={"metadata.json": metadata})
     try:
-        with path.open("wb") as file:
-            torch.export.save(trace(loaded.model), file, extra_files={"metadata.json": metadata})
+        with whole_file(path) as partial:
+            partial.write_bytes(packed.getbuffer())
     except OSError as error:
         raise ExportError(f"{path}: cannot be written: {error.strerror}.") from error
 

@@ -7,7 +7,7 @@ label above 0.5 stays above it.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Calibration:
         return json.dumps({"method": METHOD, **asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Calibration":
+    def from_dict(cls, saved: Any) -> "Calibration":
         """What :meth:`to_json` wrote.
 
         Raises:

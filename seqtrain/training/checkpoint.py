@@ -224,6 +224,7 @@ def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
     folder = existing(run.checkpoint(checkpoint))
     tokenizer = Tokenizer.from_dict(data["tokenizer"])
     codec = LabelCodec.from_dict(data["labels"])
+    check_checkpoint(folder)
     try:
         check_weights(folder / WEIGHTS, config, tokenizer, codec)
         model = build_model(config, tokenizer, codec)

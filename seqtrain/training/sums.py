@@ -7,6 +7,7 @@ intent, for whoever changes a file can change its checksum.
 import hashlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,7 @@ def check_sums(
             same = digest(file) in sums[name]
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}.") from error
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise CheckpointError(f"{file}: is damaged: {error}. {fix}") from error
         if not same:
             raise CheckpointError(
