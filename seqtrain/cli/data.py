@@ -140,6 +140,7 @@ def tokenize(
         fasta,
         lambda letters: tokenizer_for(letters, alphabet, **policies),
         folder=output.resolve().parent,
+        policy_form="give --{} unknown",
     )
     write_store(output, data, tokenizer)
     records, residues = len(data), len(data.sequences.tokens)
@@ -268,6 +269,7 @@ def audit(
             decimal=decimal,
             on_error=on_error or "fail",
             test_fraction=0.2,
+            settable=False,
         )
     assert data.test is not None, "a fraction is set aside when nothing else makes a test part"
     parts = {"train": data.train, "valid": data.valid, "test": data.test}

@@ -25,6 +25,7 @@ def join_labels(
     split_column: str | None = None,
     names: Collection[str] = (),
     on_error: str = "fail",
+    otherwise: str = "",
 ) -> LabelTable:
     """The labels of these records, every one of which has one; others may be in the table too.
 
@@ -36,6 +37,7 @@ def join_labels(
         split_column: Column of splits; none: found by name. Headers are read elsewhere.
         names: Marks of missing values that are names here.
         on_error: ``fail``, or ``skip`` where the caller leaves out the records without a label.
+        otherwise: Another way out, told where no record has a label.
 
     Raises:
         LabelError: A file cannot be used, or records have no label: all are collected.
@@ -52,7 +54,7 @@ def join_labels(
         table = header_labels(records, label_column)
     missing = find_unlabelled(records, table, names)
     if not any(record.id in table.values for record in records):
-        raise LabelError(_nothing_matches(records, table, labels))
+        raise LabelError(_nothing_matches(records, table, labels, otherwise))
     if missing and on_error == "fail":
         fix = "Add the labels, or leave these records out with --on-error skip."
         if table.columns.id in {each.id for each in missing}:
@@ -86,13 +88,15 @@ def find_unlabelled(
 
 
 def _nothing_matches(
-    records: Sequence[Header] | Sequence[Record], table: LabelTable, labels: Sequence[str]
+    records: Sequence[Header] | Sequence[Record],
+    table: LabelTable,
+    labels: Sequence[str],
+    otherwise: str,
 ) -> str:
     if not labels:
         return (
             f"{shown(records[0].source)}: no labels. Give a table with --labels, or write "
-            f"{table.columns.label}=... into the headers; or learn the sequences themselves with "
-            "task=mlm, which needs none."
+            f"{table.columns.label}=... into the headers{otherwise}."
         )
     wanted = listed([record.id for record in records[: MAX_SHOWN + 1]])
     return (

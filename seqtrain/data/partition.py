@@ -137,6 +137,7 @@ def complete_parts(
     test_fraction: float,
     method: str,
     seed: int,
+    settable: bool = True,
 ) -> Partition:
     """``given``, with records of train moved to the parts that are empty, by their fractions.
 
@@ -151,6 +152,7 @@ def complete_parts(
         test_fraction: Share of train for the test, if that is empty.
         method: ``stratified`` (at random where there are no labels), ``random`` or ``similarity``.
         seed: Decides which records move.
+        settable: Whether the user can set fractions, which messages may then propose.
 
     Raises:
         DataError: A part that is wanted stays empty.
@@ -170,24 +172,22 @@ def complete_parts(
         how = f"{how}; of train {taken}, {rule}, seed {seed}"
     for part in ("valid", "test"):
         if not (parts == part).any() and (part == "valid" or shares[part]):
-            raise DataError(_too_few(part, shares, len(train), divide))
+            fix = _fix_for(part, shares, divide) if settable else "Add records."
+            raise DataError(
+                f"No record is left for {part}: {shares[part]:g} of {len(train)} training records "
+                f"is too little. {fix}"
+            )
     return Partition(parts, how)
 
 
-def _too_few(
-    part: str,
-    shares: Mapping[str, float],
-    num_train: int,
-    divide: Callable[[Mapping[str, float]], Partition],
+def _fix_for(
+    part: str, shares: Mapping[str, float], divide: Callable[[Mapping[str, float]], Partition]
 ) -> str:
-    """That a part stays empty, with a fraction that fills it if there is one."""
+    """Ways to fill a part that stays empty: a fraction if there is one, or files."""
     larger = (fraction for fraction in _LARGER if fraction > shares[part])
     enough = next((f for f in larger if _fills(part, {**shares, part: f}, divide)), None)
-    fix = f"Set data.{part}_fraction={enough:g}, or give" if enough else "Add records, or give"
-    return (
-        f"No record is left for {part}: {shares[part]:g} of {num_train} training records is too "
-        f"little. {fix} files with --{part}."
-    )
+    first = f"Set data.{part}_fraction={enough:g}" if enough else "Add records"
+    return f"{first}, or give files with --{part}."
 
 
 def _fills(

@@ -85,6 +85,7 @@ def prepare_data(
     split_method: str = "stratified",
     seed: int = 0,
     asked: Collection[str] = (),
+    settable: bool = True,
 ) -> PreparedData:
     """Records of all files, tokenized, labelled and split.
 
@@ -119,6 +120,7 @@ def prepare_data(
             ``similarity``.
         seed: Decides which records are taken.
         asked: Names of these settings that are to be told if they have nothing to do.
+        settable: Whether messages may propose settings; not where the user cannot give any.
 
     Raises:
         FastaError: A file or some of its records cannot be used.
@@ -150,7 +152,8 @@ def prepare_data(
         "stop": stop,
         "other": other,
     }
-    pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong)
+    form = "set tokenizer.{}=unknown" if settable else ""
+    pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong, form)
     headers = Headers(pieces)
     unlabelled: list[Reject] = []
     if task == "mlm":
@@ -165,6 +168,9 @@ def prepare_data(
             split_column=None if is_off(split_column) else split_column,
             names=ignore_labels,
             on_error=on_error,
+            otherwise="; or learn the sequences themselves with task=mlm, which needs none"
+            if settable
+            else "",
         )
         if on_error == "skip":
             pieces, unlabelled = leave_out_unlabelled(pieces, table, ignore_labels)
@@ -185,6 +191,7 @@ def prepare_data(
         test_fraction=test_fraction,
         method=split_method,
         seed=seed,
+        settable=settable,
     )
     fractions = (valid_fraction, test_fraction)
     found.warnings.extend(unused_settings(asked, given, table, splits, fractions))

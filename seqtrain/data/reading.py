@@ -19,6 +19,7 @@ def read_tokenized(
     settings: Mapping[str, str | None],
     max_length: int | None = None,
     overlong: str = "error",
+    policy_form: str = "",
 ) -> tuple[list[Tokenized], Tokenizer]:
     """The records of all files in order: of FASTA in one piece, of stores in one each.
 
@@ -27,6 +28,7 @@ def read_tokenized(
         settings: Those of a tokenizer; no ``alphabet``: told from all letters, or the stores'.
         max_length: Longest sequence in tokens; none: no limit.
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
+        policy_form: How the user sets a policy for letters, as in ``tokenize_fasta``.
 
     Raises:
         FastaError: A file or some of its records cannot be used.
@@ -36,7 +38,7 @@ def read_tokenized(
     stores = [path for path in paths if is_store(path)]
     if not stores:
         data, tokenizer = tokenize_fasta(
-            paths, partial(_tokenizer_for, settings), max_length, overlong
+            paths, partial(_tokenizer_for, settings), max_length, overlong, policy_form=policy_form
         )
         return [data], tokenizer
     if fasta := next((path for path in paths if path not in stores), None):

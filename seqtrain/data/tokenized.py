@@ -151,6 +151,7 @@ def tokenize_fasta(
     max_length: int | None = None,
     overlong: str = "error",
     folder: Path | None = None,
+    policy_form: str = "",
 ) -> tuple[Tokenized, Tokenizer]:
     """All records of some files with their tokens, read once.
 
@@ -160,6 +161,7 @@ def tokenize_fasta(
         max_length: Longest sequence in tokens; none: no limit.
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
         folder: Where temporary files hold letters, headers and tokens; none: memory does.
+        policy_form: How the caller's user sets a policy, with ``{}`` for its name; empty: not.
 
     Returns:
         The records, and what read their letters.
@@ -172,6 +174,9 @@ def tokenize_fasta(
     """
     data, tokenizer, rejects = scan_tokens(paths, make_tokenizer, folder)
     hint = alphabet_hint(data.letters, tokenizer)
+    if policies := tokenizer.refused(data.letters) if policy_form else []:
+        how = " and ".join(map(policy_form.format, policies))
+        hint = f"\nOr {how} to read such letters as {tokenizer.alphabet.unknown}.{hint}"
     return limit([data], max_length, overlong, rejects, hint)[0], tokenizer
 
 
@@ -330,4 +335,4 @@ def alphabet_hint(letters: Mapping[str, int], tokenizer: Tokenizer) -> str:
     looks, name = looks_like(letters), tokenizer.alphabet.name
     if not letters or "protein" not in (looks, name) or looks == name:
         return ""
-    return f"\nThe sequences look like {looks}, but are read as {name} (tokenizer.alphabet)."
+    return f"\nThe sequences look like {looks}, but are read as {name}."

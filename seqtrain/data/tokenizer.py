@@ -128,10 +128,12 @@ class Tokenizer:
             found = f"residue {place + 1}: {letter!r} is an ambiguity code"
         else:
             found = f"residue {place + 1}: {letter!r} is not in the {self.alphabet.name} alphabet"
-        if policy is None:
-            return f"{found}; remove or replace it"
-        unknown = self.alphabet.unknown
-        return f"{found}; fix it, or set tokenizer.{policy}=unknown to read it as {unknown}"
+        return f"{found}; remove or replace it"
+
+    def refused(self, letters: Mapping[str, int]) -> list[str]:
+        """Policies that, set to ``unknown``, would let through letters that are refused now."""
+        policies = {self._policies.get(letter.upper()) for letter in letters}
+        return [name for name in _POLICIES if name in policies and getattr(self, name) == "error"]
 
     def decode(self, tokens: Integer[np.ndarray, " L"]) -> str:
         """The letters of tokens, padding left out."""

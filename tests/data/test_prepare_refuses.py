@@ -24,8 +24,9 @@ def test_all_bad_records_of_all_files_come_in_one_message(folder):
 def test_letters_outside_the_alphabet_come_with_a_hint_at_the_right_one(folder):
     train = folder.fasta("a.fa", peptides(30))
     message = error_of(FastaError, train=[train], alphabet="dna")
-    assert "is not in the dna alphabet; fix it, or set tokenizer.other=unknown" in message
-    assert message.endswith("look like protein, but are read as dna (tokenizer.alphabet).")
+    assert "is not in the dna alphabet; remove or replace it" in message
+    assert "\nOr set tokenizer.other=unknown to read such letters as N." in message
+    assert message.endswith("The sequences look like protein, but are read as dna.")
 
 
 def test_one_wrong_letter_does_not_hint_at_another_alphabet(folder):

@@ -115,14 +115,14 @@ def test_decode_leaves_padding_out():
 @pytest.mark.parametrize(
     ("alphabet", "settings", "text", "message"),
     [
-        (DNA, {}, "AC-GE", "residue 5: 'E' is not in the dna alphabet; fix it, or set "
-         "tokenizer.other=unknown to read it as N"),
-        (PROTEIN, {"ambiguous": "error"}, "MKX", "residue 3: 'X' is an ambiguity code; fix it, or "
-         "set tokenizer.ambiguous=unknown to read it as X"),
-        (DNA, {"gap": "error"}, "A.C", "residue 2: '.' is not in the dna alphabet; fix it, or set "
-         "tokenizer.gap=unknown to read it as N"),
-        (PROTEIN, {"stop": "error"}, "M*", "residue 2: '*' is not in the protein alphabet; fix it, "
-         "or set tokenizer.stop=unknown to read it as X"),
+        (DNA, {}, "AC-GE", "residue 5: 'E' is not in the dna alphabet; remove or "
+         "replace it"),
+        (PROTEIN, {"ambiguous": "error"}, "MKX", "residue 3: 'X' is an ambiguity code; remove "
+         "or replace it"),
+        (DNA, {"gap": "error"}, "A.C", "residue 2: '.' is not in the dna alphabet; remove or "
+         "replace it"),
+        (PROTEIN, {"stop": "error"}, "M*", "residue 2: '*' is not in the protein alphabet; "
+         "remove or replace it"),
         (PROTEIN, {"other": "unknown"}, "M字1", "residue 2: '字' is not in the protein alphabet; "
          "remove or replace it"),
         (DNA, {}, "-*.", "no residue is left after dropping gaps and stops"),
@@ -182,3 +182,10 @@ def test_encoding_is_a_table_lookup():
 
     steps_for("ACGT")  # fills what is kept
     assert 0 < steps_for("ACGT") == steps_for("ACGT" * 10_000)
+
+
+def test_policies_that_would_let_refused_letters_through_are_named():
+    strict = Tokenizer(PROTEIN, ambiguous="error", gap="error")
+    assert strict.refused({"A": 3, "X": 1, "-": 1, "*": 1}) == ["ambiguous", "gap"]
+    assert Tokenizer(DNA).refused({"e": 1, "N": 1, "1": 1}) == ["other"]
+    assert Tokenizer(DNA, other="unknown").refused({"E": 1}) == []
