@@ -1,22 +1,19 @@
 """`seqtrain data`: check, tokenize, split and audit files before anything is trained."""
 
-import re
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seqtrain.cli import options
-from seqtrain.errors import ConfigError, FastaError, SeqtrainError
+from seqtrain.cli.check import check
+from seqtrain.errors import ConfigError
 from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from seqtrain.data.audit import LeakSearch
-    from seqtrain.data.check import Check
     from seqtrain.data.prepare import PreparedData
 
 app = typer.Typer(help="Check, tokenize, split and audit your files.", no_args_is_help=True)
@@ -24,91 +21,14 @@ app = typer.Typer(help="Check, tokenize, split and audit your files.", no_args_i
 CLOSEST = 5
 """Pairs of similar records that an audit shows."""
 
-Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
-Task = Annotated[str | None, typer.Option(help="What labels are read as; told from them if not.")]
-Decimal = Annotated[
-    str | None,
-    typer.Option(help="point or comma before fractions of numbers; told from the labels if not."),
-]
-
-
-@contextmanager
-def _own_options() -> Iterator[None]:
-    """Names settings of `seqtrain train` in messages by the options of these verbs."""
-    try:
-        yield
-    except SeqtrainError as error:
-        text = re.sub(r"(?<![\w.])(?:data\.)?(task|decimal)=(?=\w)", r"--\1 ", str(error))
-        raise type(error)(text) from None
-
-
-@app.command()
-def check(
-    fasta: options.Fasta,
-    labels: options.LabelFiles = None,
-    label_column: options.LabelColumn = None,
-    id_column: options.IdColumn = None,
-    alphabet: Alphabet = None,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            "--on-error",
-            help="fail; skip: report and exit with 0; quarantine: also write the usable records "
-            "to NAME.clean.fasta and the others' places and reasons to NAME.rejects.tsv.",
-        ),
-    ] = "fail",
-    json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
-    overwrite: options.Overwrite = False,
-) -> None:
-    """Say what is in the files and what is wrong with them, record by record."""
-    if on_error not in ("fail", "skip", "quarantine"):
-        raise typer.BadParameter("--on-error takes fail, skip or quarantine.")
-    from seqtrain.data.check import check_files
-    from seqtrain.data.fasta import reject_message
-    from seqtrain.data.outputs import Output, check_outputs, write_report
-    from seqtrain.data.own_files import is_report
-    from seqtrain.data.quarantine import quarantine_files, write_quarantine
-    from seqtrain.reporting import to_json
-
-    written = [Output("--json", json, is_report("facts", "rejects"), streams=True)]
-    if on_error == "quarantine":
-        written += [Output("--on-error quarantine:", path) for path in quarantine_files(fasta)]
-    check_outputs(written, [*fasta, *(labels or [])], overwrite=overwrite)
-    found = check_files(
-        fasta, labels or (), label_column=label_column, id_column=id_column, alphabet=alphabet
-    )
-    if json is not None:
-        write_report(json, to_json(found.to_dict(), indent=1) + "\n")
-    _print_check(found)
-    if on_error == "quarantine":
-        clean, rejected = write_quarantine(found, fasta, overwrite=overwrite)
-        used, others = len(found.records), len(found.rejects)
-        print(
-            f"{used + others:,} records: {used:,} written to {clean}, "
-            f"{others:,} listed in {rejected}",
-            file=sys.stderr,
-        )
-    if found.rejects and on_error == "fail":
-        raise FastaError(reject_message(found.rejects))
-
-
-def _print_check(found: "Check") -> None:
-    from seqtrain.reporting import stdout_console, table
-
-    facts = [(key, value) for key, value in found.facts().items()]
-    console = stdout_console()
-    console.print(table("check", ("", "value"), facts))
-    if found.rejects:
-        rows = [(r.id or "–", f"{r.source}:{r.line}", r.reason) for r in found.rejects[:20]]
-        title = f"records that cannot be used: {len(found.rejects):,}"
-        console.print(table(title, ("id", "place", "reason"), rows))
+app.command("check")(check)
 
 
 @app.command()
 def tokenize(
     fasta: options.Fasta,
     output: Annotated[Path, typer.Option("--output", "-o", help="The store, an Arrow file.")],
-    alphabet: Alphabet = None,
+    alphabet: options.Alphabet = None,
     ambiguous: Annotated[
         str,
         typer.Option(help="tokenizer.ambiguous: unknown, keep or error."),
@@ -154,8 +74,8 @@ def split(
     labels: options.LabelFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
-    task: Task = None,
-    decimal: Decimal = None,
+    task: options.Task = None,
+    decimal: options.Decimal = None,
     on_error: options.OnMissing = None,
     method: Annotated[
         str, typer.Option(help="random, stratified (by label) or similarity (families stay whole).")
@@ -185,7 +105,7 @@ def split(
         [*fasta, *(labels or [])],
         overwrite=overwrite,
     )
-    with _own_options():
+    with options.named_as_options():
         rows, warnings = split_files(
             fasta,
             labels or (),
@@ -235,8 +155,8 @@ def audit(
     test: options.TestFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
-    task: Task = None,
-    decimal: Decimal = None,
+    task: options.Task = None,
+    decimal: options.Decimal = None,
     on_error: options.OnMissing = None,
     split_column: options.SplitColumn = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
@@ -257,7 +177,7 @@ def audit(
         [*fasta, *(test or []), *(labels or [])],
         overwrite=overwrite,
     )
-    with _own_options():
+    with options.named_as_options():
         data = prepare_data(
             train=fasta,
             test=test or (),

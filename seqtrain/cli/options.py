@@ -1,13 +1,16 @@
 """Options that several verbs share."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from seqtrain.errors import ConfigError
+from seqtrain.errors import ConfigError, SeqtrainError
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +64,12 @@ SplitFiles = Annotated[
 OnMissing = Annotated[
     str | None,
     typer.Option("--on-error", help="Records without a label: fail, or skip to leave them out."),
+]
+Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
+Task = Annotated[str | None, typer.Option(help="What labels are read as; told from them if not.")]
+Decimal = Annotated[
+    str | None,
+    typer.Option(help="point or comma before fractions of numbers; told from the labels if not."),
 ]
 ConfigName = Annotated[
     str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")
@@ -221,3 +230,20 @@ def input_files(config: "RunConfig", config_dir: Path | None) -> list[str]:
 def absolute(path: str) -> str:
     """The path as a run keeps it, so that --resume works from any folder."""
     return path if path == "-" or path.startswith("bundled:") else str(Path(path).absolute())
+
+
+@contextmanager
+def named_as_options() -> Iterator[None]:
+    """Names settings of `seqtrain train` in messages by the options of these verbs."""
+    try:
+        yield
+    except SeqtrainError as error:
+        text = re.sub(r"(?<![\w.])(?:data\.)?(task|decimal)=(?=\w)", r"--\1 ", str(error))
+        raise type(error)(text) from None
+
+
+def say_labels(report: dict[str, Any]) -> None:
+    """Which columns were taken, and the task with its reason."""
+    for line in report.get("label_columns", []):
+        print(f"labels: {line}", file=sys.stderr)
+    print(f"task: {report['task']['name']} ({report['task']['how']})", file=sys.stderr)

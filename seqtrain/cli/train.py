@@ -311,15 +311,8 @@ def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
     return StepProfiler(run.profile, tell, on_gpu)
 
 
-def _say_labels(report: dict[str, Any]) -> None:
-    """Which columns were taken, and the task with its reason."""
-    for line in report.get("label_columns", []):
-        print(f"labels: {line}", file=sys.stderr)
-    print(f"task: {report['task']['name']} ({report['task']['how']})", file=sys.stderr)
-
-
 def _say_plan(plan: "Plan") -> None:
-    _say_labels(plan.data.report)
+    options.say_labels(plan.data.report)
     for warning in plan.data.report.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
     parts = {"train": plan.data.train, "valid": plan.data.valid, "test": plan.data.test}
@@ -348,7 +341,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     from seqtrain.training.device import choose_device, choose_training_precision
 
     data, config = plan.data, plan.config
-    _say_labels(data.report)
+    options.say_labels(data.report)
     choose_training_precision(config.trainer.precision, choose_device(config.trainer.device))
     torch.manual_seed(config.trainer.seed)
     model = build_model(config, data.tokenizer, data.codec)

@@ -86,6 +86,7 @@ def prepare_data(
     seed: int = 0,
     asked: Collection[str] = (),
     settable: bool = True,
+    read: tuple[Sequence[Tokenized], Tokenizer] | None = None,
 ) -> PreparedData:
     """Records of all files, tokenized, labelled and split.
 
@@ -121,6 +122,7 @@ def prepare_data(
         seed: Decides which records are taken.
         asked: Names of these settings that are to be told if they have nothing to do.
         settable: Whether messages may propose settings; not where the user cannot give any.
+        read: Records of the files and what read their letters, if they were read before.
 
     Raises:
         FastaError: A file or some of its records cannot be used.
@@ -153,7 +155,7 @@ def prepare_data(
         "other": other,
     }
     form = "set tokenizer.{}=unknown" if settable else ""
-    pieces, tokenizer = read_tokenized(paths, settings, max_length, overlong, form)
+    pieces, tokenizer = read or read_tokenized(paths, settings, max_length, overlong, form)
     headers = Headers(pieces)
     unlabelled: list[Reject] = []
     if task == "mlm":

@@ -191,9 +191,29 @@ def scan_tokens(
         FastaError: A file cannot be used.
         OSError: The folder has no room.
     """
+    return tokenize_records(scan_fasta(paths), paths, make_tokenizer, folder)
+
+
+def tokenize_records(
+    items: Iterable[Record | Reject],
+    paths: Sequence[str],
+    make_tokenizer: Callable[[Mapping[str, int]], Tokenizer],
+    folder: Path | None = None,
+) -> tuple[Tokenized, Tokenizer, list[Reject]]:
+    """As :func:`scan_tokens`, of records that were read before.
+
+    Args:
+        items: The records of these files, and those that cannot be used.
+        paths: The files.
+        make_tokenizer: Takes how often each letter or symbol occurs.
+        folder: Where temporary files hold letters, headers and tokens; none: memory does.
+
+    Raises:
+        OSError: The folder has no room.
+    """
     numbers = {str(path): number for number, path in enumerate(paths)}
     columns, rejects = _Columns(folder), []
-    for item in scan_fasta(paths):
+    for item in items:
         if isinstance(item, Record):
             columns.append(item, numbers[item.source])
         else:
