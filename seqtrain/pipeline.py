@@ -14,13 +14,14 @@ import torch
 from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import package_dir
 from seqtrain.config import DataConfig, RunConfig, TransformerConfig
-from seqtrain.data.corruption import Corruption
+from seqtrain.data.corruption import Corruption, restored
 from seqtrain.data.families import find_family
 from seqtrain.data.labels import is_regression
+from seqtrain.data.leaks import leak_warnings
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.defaults import Choice, choose_settings
 from seqtrain.errors import CheckpointError, ConfigError
-from seqtrain.evaluation.applicability import TrainingRange
+from seqtrain.evaluation.applicability import TrainingRange, alphabet_warning
 from seqtrain.evaluation.predict import fingerprint
 from seqtrain.evaluation.runs import (
     calibrate,
@@ -119,6 +120,7 @@ def plan_run(
             or getattr(part, field.name) != getattr(DataConfig(), field.name)
         },
     )
+    data.report["warnings"] += _part_warnings(data)
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(
         config, data.train.lengths, data.codec.task, alphabet, find_family(data.train)
@@ -127,6 +129,17 @@ def plan_run(
     if pretrained is not None:
         check_fits(resolved, data.tokenizer, pretrained)
     return Plan(resolved, choices, data, pretrained)
+
+
+def _part_warnings(data: PreparedData) -> list[str]:
+    """What is suspicious about the parts beside each other, or about one of them."""
+    mask_token = data.tokenizer.vocab_size
+    given = {"train": data.train, "valid": data.valid, "test": data.test}
+    parts = {name: restored(part, mask_token) for name, part in given.items() if part is not None}
+    said = [alphabet_warning(p, data.tokenizer, f"{name} records") for name, p in parts.items()]
+    if all(said):  # of all records the report says so
+        said = []
+    return [text for text in said if text is not None] + leak_warnings(parts)
 
 
 def _check_monitor(config: RunConfig, data: PreparedData) -> None:
@@ -383,6 +396,7 @@ def summarize(plan: Plan, run: RunDir, progress: Progress) -> dict[str, Any]:
         "monitor": plan.config.trainer.monitor,
         "seconds": round(progress.seconds, 1),
         "num_parameters": count_parameters(best.model),
+        "warnings": list(plan.data.report["warnings"]),
     }
     if best.calibration is not None:
         write_listed(run.calibration, best.calibration.to_json())

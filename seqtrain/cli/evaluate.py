@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from seqtrain.data.fasta import Reject
     from seqtrain.data.for_model import LabelledRecords
     from seqtrain.data.lengths import LengthRule
+    from seqtrain.evaluation.score import Evaluation, TrainingPart
     from seqtrain.training.checkpoint import LoadedRun
 
 
@@ -92,6 +93,9 @@ def evaluate(
     scored, outputs = evaluate_run(
         loaded, dataset, training, max_tokens=batch_size, windows=windows
     )
+    cautions = _cautions(loaded, records, scored, training, fasta)
+    for caution in () if quiet else cautions:
+        print(f"warning: {caution}", file=sys.stderr)
     if output is not None:
         write_outputs(
             output,
@@ -117,6 +121,7 @@ def evaluate(
             "labels": "; ".join(records.label_columns),
             "probabilities": words,
             "calibration_error": error,
+            "warnings": cautions,
         }
         write_report(json, to_json(found, indent=1) + "\n")
     if json is not None and _is_stdout(json):
@@ -131,6 +136,31 @@ def evaluate(
     if error is not None:
         said = f"probabilities: {words}; expected calibration error {error:.3g}"
         stdout_console().print(said, markup=False, soft_wrap=True)
+
+
+def _cautions(
+    loaded: "LoadedRun",
+    records: "LabelledRecords",
+    scored: "Evaluation",
+    training: "TrainingPart",
+    fasta: list[str],
+) -> list[str]:
+    """What makes the score worth less than it seems."""
+    from seqtrain.data.files import file_facts, shown
+    from seqtrain.evaluation.applicability import alphabet_warning
+
+    found = [alphabet_warning(records.records.sequences, loaded.tokenizer, "records")]
+    if scored.copies is not None:
+        found.append(scored.copies.sentence(scored.n, scored.metrics, scored.task))
+    if training.hashes is None:  # a run of before: whole files are all that can be compared
+        read = loaded.data.get("files", {}).get("train", [])
+        digests = {file.get("sha256") for file in read} - {None}
+        found += [
+            f"{shown(path)}: is a file that the model was trained on"
+            for path in fasta
+            if file_facts(path).get("sha256") in digests
+        ]
+    return [caution for caution in found if caution is not None]
 
 
 def _is_stdout(path: Path) -> bool:

@@ -126,6 +126,16 @@ class Corruption:
         return np.where(fate < self.masked, np.uint8(self.mask_token), shown)
 
 
+def restored(dataset: SequenceDataset, mask_token: int) -> SequenceDataset:
+    """Records with the letters that hide behind mask tokens; the same dataset where none does."""
+    hidden = np.flatnonzero(dataset.tokens == mask_token)
+    if not len(hidden) or dataset.targets is None:
+        return dataset
+    tokens = dataset.tokens.copy()
+    tokens[hidden] = dataset.targets[hidden] + 1  # classes are in token order
+    return SequenceDataset(dataset.ids, tokens, dataset.offsets)
+
+
 def count_letters(dataset: SequenceDataset, num_letters: int) -> Int64[np.ndarray, " K"]:
     """How often each canonical letter occurs, hidden ones left out."""
     counts = np.zeros(num_letters, np.int64)

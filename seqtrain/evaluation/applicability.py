@@ -112,6 +112,29 @@ class TrainingRange:
         ]
 
 
+def alphabet_warning(dataset: SequenceDataset, tokenizer: Tokenizer, what: str) -> str | None:
+    """A sentence if records do not look like the alphabet that they are read as; None if all do.
+
+    Args:
+        dataset: The records, nothing hidden.
+        tokenizer: That made them.
+        what: What they are called, such as ``test records``.
+    """
+    name, total = tokenizer.alphabet.name, len(dataset)
+    pooled = np.zeros((1, tokenizer.vocab_size - 1), np.int64)
+    foreign = 0
+    for counts in _blocks(dataset, tokenizer.vocab_size):
+        foreign += int(_is_foreign(counts, tokenizer).sum())
+        pooled += counts.sum(axis=0)
+    if _is_foreign(pooled, tokenizer).any():
+        foreign = total  # each may be too short to tell
+    if not foreign:
+        return None
+    if name == "protein":
+        return f"{foreign:,} of {total:,} {what} look like nucleotides, but are read as protein"
+    return f"{foreign:,} of {total:,} {what} are mostly letters that {name} does not have"
+
+
 def _blocks(dataset: SequenceDataset, vocab_size: int) -> Iterator[Int64[np.ndarray, "B V"]]:
     """Counts of the tokens in each record, padding left out, so many records at a time."""
     for first in range(0, len(dataset), _BLOCK):

@@ -1,16 +1,19 @@
 """What a trained model says of labelled records: outputs, calibration, scores, tables."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from seqtrain.data.corruption import restored
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Reject
 from seqtrain.data.labels import is_regression, is_residue
 from seqtrain.errors import DataError
+from seqtrain.evaluation.copies import Copies, find_copies
 from seqtrain.evaluation.predict import NOT_FINITE, Prediction, record_values
 from seqtrain.evaluation.score import Evaluation, TrainingPart, evaluate
 from seqtrain.evaluation.tables import Table
@@ -77,7 +80,7 @@ def evaluate_run(
     Args:
         loaded: Model, settings, tokenizer, labels.
         dataset: Labelled records under the same tokenizer and labels.
-        training: For the baselines.
+        training: For the baselines, and to know what was trained on.
         max_tokens: Padded positions per batch; as in training when not given.
         windows: How long records are cut; None: each is read in one piece.
 
@@ -92,7 +95,20 @@ def evaluate_run(
     _check_finite(outputs.values, dataset, task)
     losses = _regression_losses(loaded, dataset, outputs) if is_regression(task) else None
     scored = evaluate(outputs, dataset, task, loaded.codec.classes, training, record_losses=losses)
-    return scored, outputs
+    return replace(scored, copies=_copies(loaded, dataset, training, outputs)), outputs
+
+
+def _copies(
+    loaded: LoadedRun, dataset: SequenceDataset, training: TrainingPart | None, outputs: Outputs
+) -> Copies | None:
+    """Records that the model was trained on."""
+    known = restored(dataset, loaded.tokenizer.vocab_size)
+    is_copy = None if training is None else training.copied(known)
+    if training is None or is_copy is None:
+        return None
+    codec = loaded.codec
+    classes = max(1, len(codec.classes))
+    return find_copies(is_copy, training.is_sample, outputs, dataset, codec.task, classes)
 
 
 def _check_finite(values: np.ndarray, dataset: SequenceDataset, task: str) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt64
 
 from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.leaks import record_hashes
 from seqtrain.data.schema import read_bounded
 from seqtrain.errors import CheckpointError
+from seqtrain.evaluation.copies import Copies
 from seqtrain.evaluation.statistics import Interval, bootstrap_intervals
 from seqtrain.training.metrics import (
     HIGHER_IS_BETTER,
@@ -27,6 +29,7 @@ from seqtrain.training.metrics import (
 from seqtrain.training.outputs import Outputs, score_outputs
 
 NUM_LENGTH_BINS = 5
+MAX_HASHES = 2_000_000
 _MOST_PART_BYTES = 1 << 30
 """Largest file of lengths and targets that is unpacked: some 60 million records."""
 
@@ -49,6 +52,8 @@ class Evaluation:
     confusion: np.ndarray | None
     """int64 ``(K, K)``, rows are the truth; None without classes."""
     class_names: tuple[str, ...]
+    copies: Copies | None = None
+    """Of training records; None where these are not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """The form that ``--json`` writes."""
@@ -59,6 +64,7 @@ class Evaluation:
             "by_length": self.by_length,
             "baselines": self.baselines,
             "classes": list(self.class_names),
+            "copies_of_training": self.copies and self.copies._asdict(),
             **_confusion_fields(self.confusion),
         }
 
@@ -85,11 +91,14 @@ def confusion_counts(scored: Mapping[str, Any]) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class TrainingPart:
-    """What baselines need to know of the training part: lengths and targets, no residues."""
+    """What is kept of the training part: lengths, targets and hashes, no residues."""
 
     lengths: Int64[np.ndarray, " N"]
     targets: np.ndarray
     """As in the dataset; residue tasks keep one count per class instead, or the mean of all."""
+    hashes: UInt64[np.ndarray, " H"] | None = None
+    """Of the sequences, ascending, each once; of more than ``MAX_HASHES`` the smallest. None in
+    runs of before."""
 
     @classmethod
     def of(cls, train: SequenceDataset, num_classes: int) -> "TrainingPart":
@@ -101,12 +110,22 @@ class TrainingPart:
             targets = np.nanmean(targets, keepdims=True)
         elif train.per_residue:
             targets = np.bincount(targets[targets >= 0], minlength=num_classes)
-        return cls(train.lengths, targets)
+        return cls(train.lengths, targets, np.unique(record_hashes(train))[:MAX_HASHES])
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether more sequences were trained on than there are hashes."""
+        return self.hashes is not None and len(self.hashes) >= MAX_HASHES
+
+    def copied(self, dataset: SequenceDataset) -> Bool[np.ndarray, " N"] | None:
+        """Whether each record is known to have been trained on; None where nothing is known."""
+        return None if self.hashes is None else np.isin(record_hashes(dataset), self.hashes)
 
     def write(self, path: Path) -> None:
-        """Write two arrays, nothing pickled."""
+        """Write the arrays, nothing pickled."""
+        known: dict[str, Any] = {} if self.hashes is None else {"hashes": self.hashes}
         with path.open("wb") as file:  # to a path without the ending numpy would add it
-            np.savez_compressed(file, lengths=self.lengths, targets=self.targets)
+            np.savez_compressed(file, lengths=self.lengths, targets=self.targets, **known)
 
     @classmethod
     def read(cls, path: Path | zipfile.Path) -> "TrainingPart":
@@ -121,7 +140,7 @@ class TrainingPart:
                 if sum(entry.file_size for entry in archive.infolist()) > _MOST_PART_BYTES:
                     raise ValueError(f"expected at most {_MOST_PART_BYTES:,} bytes, found more")
             with np.load(content, allow_pickle=False) as arrays:
-                part = cls(arrays["lengths"], arrays["targets"])
+                part = cls(arrays["lengths"], arrays["targets"], arrays.get("hashes"))
             part._check()
         except PermissionError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -136,6 +155,8 @@ class TrainingPart:
                 raise ValueError(f"{name}: expected numbers, found {array.dtype} {array.shape}")
         if self.lengths.ndim != 1 or self.lengths.min() < 0:
             raise ValueError("lengths: expected whole numbers from 0 on")
+        if self.hashes is not None and (self.hashes.dtype != np.uint64 or self.hashes.ndim != 1):
+            raise ValueError(f"hashes: expected uint64, found {self.hashes.dtype}")
 
 
 def evaluate(

@@ -170,7 +170,7 @@ def _files() -> str:
 - `model.safetensors`: weights, with the norms' running statistics
 - `bundle.json`: settings, tokenizer, labels, target scaling, fingerprints of the data
 - `summary.json`: the metrics in full
-- `training_part.npz`: lengths and targets of the training records, for baselines; no sequence
+- `training_part.npz`: lengths, targets and hashes of the training records; no sequence
 - `examples.json`: random sequences and what the model says of them
 - `SHA256SUMS`: for `sha256sum -c`
 """
