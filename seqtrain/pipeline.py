@@ -40,6 +40,7 @@ from seqtrain.training.device import (
 )
 from seqtrain.training.events import Observer
 from seqtrain.training.losses import class_weights_from_counts
+from seqtrain.training.memory import MOST, available_memory, forward_bytes
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
 from seqtrain.training.pretrained import check_fits, load_encoder
@@ -126,6 +127,7 @@ def plan_run(
         config, data.train.lengths, data.codec.task, alphabet, find_family(data.train)
     )
     _check_monitor(resolved, data)
+    _check_room(resolved, data)
     if pretrained is not None:
         check_fits(resolved, data.tokenizer, pretrained)
     return Plan(resolved, choices, data, pretrained)
@@ -140,6 +142,36 @@ def _part_warnings(data: PreparedData) -> list[str]:
     if all(said):  # of all records the report says so
         said = []
     return [text for text in said if text is not None] + leak_warnings(parts)
+
+
+def _check_room(config: RunConfig, data: PreparedData) -> None:
+    """Refuse a record that does not fit into memory, before the first step is tried.
+
+    Raises:
+        ConfigError: says which one, and how to cut or leave out such records.
+    """
+    device = choose_device(config.trainer.device)
+    available = available_memory(device)
+    if available is None:
+        return
+    training, outputs = estimate_memory(config, 0, 10**9) / 1e9, data.codec.num_outputs
+    needs = {"train": training, **dict.fromkeys(("valid", "test"), 0.0)}
+    parts = {"train": data.train, "valid": data.valid, "test": data.test}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        per_residue = needs[name] or forward_bytes(
+            config.encoder, outputs if part.per_residue else 0
+        )
+        most, place = int(MOST * available / per_residue), int(part.lengths.argmax())
+        if (longest := int(part.lengths[place])) > most:
+            raise ConfigError(
+                f"{name} record {part.ids[place]!r}: {longest:,} residues need about "
+                f"{longest * per_residue / 1e9:,.1f} GB in one piece; "
+                f"{available / 1e9:,.1f} GB are free, enough for {most:,} residues. Cut longer "
+                f"records with data.max_length={most} data.overlong=truncate, or leave them out "
+                "with data.overlong=skip."
+            )
 
 
 def _check_monitor(config: RunConfig, data: PreparedData) -> None:

@@ -63,7 +63,7 @@ def embed(
         raise typer.BadParameter(f"--dtype takes {' or '.join(DTYPES)}.")
     windows = Windows.of(window, overlap)
     loaded = open_run(run)
-    lengths = length_rule(loaded, overlong, windows)
+    lengths = length_rule(loaded, overlong, windows, choose_device(device))
     budget = batch_size or loaded.config.batching.max_tokens
     assert budget is not None
     progress = Progress(fasta, quiet)

@@ -74,7 +74,7 @@ def evaluate(
     )
     windows = Windows.of(window, overlap)
     loaded = open_run(run, calibrated=not uncalibrated)
-    lengths = length_rule(loaded, overlong, windows)
+    lengths = length_rule(loaded, overlong, windows, choose_device(device))
     loaded.model.to(choose_device(device))
     records = read_for_model(
         fasta,

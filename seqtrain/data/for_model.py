@@ -175,6 +175,10 @@ def _read(
         truncated = data.truncated
     if lengths.overlong == "error":
         rejects, long = rejects + long, []
+    fits = [lengths.no_room(int(n)) for n in data.sequences.lengths]
+    if any(fits):
+        rejects += [reject(data.header(i), reason) for i, reason in enumerate(fits) if reason]
+        data = data.take(np.flatnonzero([reason is None for reason in fits]))
     if on_error == "fail" and rejects:
         hint = alphabet_hint(data.letters, tokenizer)
         message = reject_message(sorted(rejects, key=lambda each: paths.index(each.source)))

@@ -23,6 +23,9 @@ class LengthRule:
     overlong: str = "whole"
     """``error``: a longer record is a bad one. ``truncate``: its first residues are read.
     ``skip``: it is left out, and its row says so. ``whole``: it is read as it is."""
+    room: int | None = None
+    """Longest sequence that fits into memory in one pass; none: not known, or of no matter. A
+    longer one is a bad record."""
 
     def __post_init__(self) -> None:
         if self.overlong not in READINGS:
@@ -50,13 +53,22 @@ class LengthRule:
         return self.overlong == "truncate" and self._is_long(length)
 
     def why_not(self, length: int) -> str | None:
-        """Reason why a record is not read; None if it is, be it in part."""
+        """Reason why a record is not read for what the model was trained on; None if it is."""
         if self.overlong not in ("error", "skip") or not self._is_long(length):
             return None
         reason = f"{length} residues are more than data.max_length={self.max_length} of the model"
         if self.overlong == "skip":
             return f"{reason}; left out (overlong=skip)"
         return f"{reason}; read it with --overlong truncate, or in windows with --window"
+
+    def no_room(self, length: int) -> str | None:
+        """Reason why so many residues cannot be read in one pass; None if they can."""
+        if self.room is None or length <= self.room:
+            return None
+        return (
+            f"{length:,} residues do not fit into memory in one pass, about {self.room:,} do; read "
+            "it in windows, for instance with --window 1000"
+        )
 
     def _is_long(self, length: int) -> bool:
         return self.max_length is not None and length > self.max_length

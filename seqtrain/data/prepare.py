@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from seqtrain.data.class_names import check_class_names
 from seqtrain.data.columns import Columns
 from seqtrain.data.corruption import Corruption, count_letters
 from seqtrain.data.dataset import SequenceDataset
@@ -261,6 +262,7 @@ def _fit(
             f"{label_source(table)}: each of the {len(train)} training records has a label of its "
             "own. Is it the right label column?"
         )
+    check_class_names(codec, table)
     return codec
 
 

@@ -79,9 +79,12 @@ def _read(
     reason = lengths.why_not(len(tokens))
     if reason is not None:
         return reject(entry, reason), [], (LEFT_OUT,) if lengths.overlong == "skip" else ()
+    warned: tuple[str, ...] = ()
     if lengths.truncates(len(tokens)):
-        return entry, [tokens[: lengths.bound]], (TRUNCATED,)
-    return entry, [tokens], ()
+        tokens, warned = tokens[: lengths.bound], (TRUNCATED,)
+    if reason := lengths.no_room(len(tokens)):
+        return reject(entry, reason), [], ()
+    return entry, [tokens], warned
 
 
 def _alphabet_hint(chunk: list[Record | Reject], tokenizer: Tokenizer) -> str:

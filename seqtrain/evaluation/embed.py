@@ -2,7 +2,7 @@
 
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.chunks import read_chunks
 from seqtrain.evaluation.predict import NOT_FINITE
-from seqtrain.evaluation.windows import Windows
+from seqtrain.evaluation.windows import Range, Windows, read_in_windows
 from seqtrain.masking import masked_max, masked_mean, zero_padding
 from seqtrain.nn.encoders import Encoder
 from seqtrain.nn.layout import Layout, padded_layout
@@ -28,6 +28,8 @@ from seqtrain.nn.model import SequenceModel
 
 POOLINGS = {"mean": masked_mean, "max": masked_max}
 ROWS_PER_GROUP = 512
+_PARTS_AT_ONCE = 1024
+"""Windows whose sums are held until they are added up."""
 CHUNK_NUMBERS = 16_000_000
 """Numbers of residues' vectors that are held at a time: 64 MB."""
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -122,8 +124,9 @@ def embed_records(
         if windows is None:
             vectors = _vectors(model, chunk.tokens, max_tokens, per_residue, pooling, layer)
         else:
-            stitched = _stitched(model, chunk.tokens, max_tokens, windows, layer)
-            vectors = [(v if per_residue else _pooled(v, pooling), len(v)) for v in stitched]
+            vectors = _windowed(
+                model, chunk.tokens, max_tokens, windows, layer, None if per_residue else pooling
+            )
         found = iter(vectors)
         for entry, warned in zip(chunk.read, chunk.warnings, strict=True):
             if isinstance(entry, Reject):
@@ -141,27 +144,41 @@ def embed_records(
             yield Embedding(entry.id, length, wrong, None)
 
 
-def _stitched(
+def _windowed(
     model: SequenceModel,
     tokens: list[np.ndarray],
     max_tokens: int,
     windows: Windows,
     layer: int,
-) -> list[np.ndarray]:
-    """Vectors of the residues of each record, read in windows."""
-    pieces = [piece for record in tokens for piece in windows.cut(record)]
-    found = iter(_vectors(model, pieces, max_tokens, True, "mean", layer))
-    return [
-        windows.stitch([next(found)[0] for _ in windows.starts(len(record))], len(record))
-        for record in tokens
-    ]
+    pooling: str | None,
+) -> list[tuple[np.ndarray, int]]:
+    """Vectors of each record, read in windows, and its length; of its residues without pooling."""
 
+    def read(pieces: list[np.ndarray]) -> list[np.ndarray]:
+        said = _vectors(model, pieces, max_tokens, True, "mean", layer)
+        return [values for values, _ in said]
 
-def _pooled(states: np.ndarray, pooling: str) -> np.ndarray:
-    """One vector of those of all residues."""
-    if pooling == "max":
-        return np.asarray(states.max(axis=0))
-    return np.asarray(states.mean(axis=0, dtype=np.float64))
+    def take(number: int, part: Range, values: np.ndarray) -> None:
+        own = values[part.within]
+        if pooling is not None:
+            own = combine(own.astype(np.float64))
+        parts[number].append(own)
+        if pooling is not None and len(parts[number]) == _PARTS_AT_ONCE:
+            parts[number] = [combine(parts[number])]
+
+    def combine(rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        return np.asarray(np.max(rows, axis=0) if pooling == "max" else np.sum(rows, axis=0))
+
+    parts: list[list[np.ndarray]] = [[] for _ in tokens]
+    read_in_windows(tokens, windows, read, take)
+    if pooling is None:
+        joined = [np.concatenate(own) for own in parts]
+    else:
+        joined = [combine(own) for own in parts]
+    lengths = [len(record) for record in tokens]
+    if pooling == "mean":
+        joined = [each / length for each, length in zip(joined, lengths, strict=True)]
+    return list(zip(joined, lengths, strict=True))
 
 
 @torch.inference_mode()

@@ -2,7 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +19,11 @@ from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.evaluation.applicability import TrainingRange
 from seqtrain.evaluation.chunks import Chunk, letters_read, read_chunks
-from seqtrain.evaluation.windows import Windows
+from seqtrain.evaluation.windows import Range, Windows, read_in_windows
 from seqtrain.nn.model import SequenceModel
 from seqtrain.training.checkpoint import LoadedRun
 from seqtrain.training.device import choose_precision
+from seqtrain.training.memory import longest_in_one_pass
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import predict_outputs
 
@@ -111,7 +115,7 @@ class Predictor:
             on_error,
             windows,
             TrainingRange.from_report(first.data),
-            length_rule(first, overlong, windows),
+            length_rule(first, overlong, windows, device),
         )
 
     def __call__(self, entries: Iterator[Record | Reject]) -> Iterator[Prediction]:
@@ -187,37 +191,73 @@ def record_values(
     """
     if not tokens:
         return []
-    pieces = list(tokens)
-    counts = [1] * len(tokens)
-    if windows is not None:
-        counts = [len(windows.starts(len(record))) for record in tokens]
-        pieces = [piece for record in tokens for piece in windows.cut(record)]
+    read = partial(_read_pieces, model, task, max_tokens, precision)
+    if windows is None:
+        return read(list(tokens))
+    joined = [_Joined(len(record) if is_residue(task) else None) for record in tokens]
+    read_in_windows(tokens, windows, read, lambda number, *said: joined[number].take(*said))
+    return [record.values() for record in joined]
+
+
+def _read_pieces(
+    model: SequenceModel,
+    task: str,
+    max_tokens: int,
+    precision: torch.dtype,
+    pieces: list[np.ndarray],
+) -> list[np.ndarray]:
     dataset = SequenceDataset.from_lists([""] * len(pieces), pieces)
     values = predict_outputs(
         model, dataset, Objective(task), max_tokens=max_tokens, precision=precision
     ).values
-    bounds = dataset.offsets if is_residue(task) else np.arange(len(pieces) + 1)
-    ends = np.cumsum([0, *counts]).tolist()
-
-    def join(begin: int, end: int, length: int) -> np.ndarray:
-        """One result of a record's windows, which are all equally long."""
-        parts = [values[bounds[i] : bounds[i + 1]] for i in range(begin, end)]
-        if is_residue(task):
-            return windows.stitch(parts, length) if windows else parts[0]
-        if len(parts) == 1:
-            return np.asarray(parts[0][0])
-        return np.asarray(np.concatenate(parts).mean(axis=0, dtype=parts[0].dtype))
-
-    return [
-        join(begin, end, len(record))
-        for begin, end, record in zip(ends[:-1], ends[1:], tokens, strict=True)
-    ]
+    if not is_residue(task):
+        return [np.asarray(each) for each in values]
+    return [values[begin:end] for begin, end in pairwise(dataset.offsets.tolist())]
 
 
-def length_rule(loaded: LoadedRun, overlong: str | None, windows: Windows | None) -> LengthRule:
+class _Joined:
+    """One result of a record's windows: stitched residues, or the mean of what all say.
+
+    Args:
+        length: Of the record where each residue has a result; None where the record has one.
+    """
+
+    def __init__(self, length: int | None):
+        self._length, self._count = length, 0
+        self._values: np.ndarray | None = None
+        self._dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def take(self, part: Range, values: np.ndarray) -> None:
+        """What is said of one window."""
+        self._count += 1
+        self._dtype = values.dtype
+        if self._length is not None:
+            if self._values is None:
+                self._values = np.empty((self._length, *values.shape[1:]), values.dtype)
+            self._values[part.begin : part.end] = values[part.within]
+        elif self._values is None:
+            self._values = values.astype(np.float64)
+        else:
+            self._values += values
+
+    def values(self) -> np.ndarray:
+        """The result, in the dtype of what was said."""
+        assert self._values is not None, "a record has a window"
+        if self._length is not None:
+            return self._values
+        return np.asarray(self._values / self._count, self._dtype)
+
+
+def length_rule(
+    loaded: LoadedRun,
+    overlong: str | None,
+    windows: Windows | None,
+    device: torch.device | None = None,
+) -> LengthRule:
     """How a model reads over-long records: as in training unless the user says otherwise.
 
-    Windows read long records in pieces, so that none is too long.
+    Windows read long records in pieces, so that none is too long. Without them, a record has to
+    fit into the memory of the device.
 
     Raises:
         ConfigError: ``overlong`` is not known, or does not apply.
@@ -230,9 +270,11 @@ def length_rule(loaded: LoadedRun, overlong: str | None, windows: Windows | None
         )
     if windows is not None:
         return LengthRule()
+    outputs = loaded.codec.num_outputs if is_residue(loaded.codec.task) else 0
+    room = longest_in_one_pass(loaded.config.encoder, outputs, device)
     if overlong is None:
-        return LengthRule.of_training(data.max_length, data.overlong)
-    return LengthRule(data.max_length, overlong)
+        return replace(LengthRule.of_training(data.max_length, data.overlong), room=room)
+    return LengthRule(data.max_length, overlong, room)
 
 
 def _mean(members: Sequence[np.ndarray]) -> np.ndarray:

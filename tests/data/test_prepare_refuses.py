@@ -273,3 +273,37 @@ def test_unknown_setting_is_refused(folder, setting, value):
         "labels": [folder.table({key: "ab"[n % 2] for n, key in enumerate(records)})],
     }
     error_of(ConfigError, **settings, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark", "said"),
+    [
+        ("table", "\u200f", "U+200F (right-to-left mark)"),
+        ("table", "\u2028", "U+2028 (line separator)"),
+        ("table", "\x1b[31m", "U+001B (a control character)"),
+        ("header", "\u202e", "U+202E (right-to-left override)"),
+        ("header", "\x1b[31m", "U+001B (a control character)"),
+    ],
+)
+def test_a_class_that_shows_as_another_is_refused_with_its_place(folder, kind, mark, said):
+    names = {f"p{n}": f"a{mark}b" if n % 3 == 2 else "ab" for n in range(20)}
+    records = peptides(20)
+    if kind == "table":
+        train, labels = folder.fasta("a.fa", records), [folder.table(names)]
+        place = f"{labels[0]}: line 4, record 'p2': "
+    else:
+        text = "".join(f">{key} label={names[key]}\n{seq}\n" for key, seq in records.items())
+        train, labels = folder.write("a.fa", text), []
+        place = f"{train}: line 5, record 'p2': "
+    message = error_of(LabelError, train=[train], labels=labels, task="classification")
+    assert message.startswith(place)
+    assert said in message
+    assert mark not in message.replace(repr(mark)[1:-1], "")
+
+
+def test_a_line_end_within_a_quoted_class_is_refused(folder):
+    rows = "".join(f'p{n},"a\rb"\n' if n % 2 else f"p{n},ab\n" for n in range(20))
+    labels = folder.write("labels.csv", f"id,label\n{rows}")
+    train = folder.fasta("a.fa", peptides(20))
+    message = error_of(LabelError, train=[train], labels=[labels], task="classification")
+    assert "U+000A" in message

@@ -1,5 +1,6 @@
 """Windows cover a record evenly, and what is said of them becomes one answer."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from tiny_models import CODECS, TOKENIZER, tiny_model
 
 from seqtrain.data.fasta import Record
-from seqtrain.errors import ConfigError
+from seqtrain.data.lengths import LengthRule
+from seqtrain.errors import ConfigError, FastaError
+from seqtrain.evaluation import windows as windows_module
 from seqtrain.evaluation.predict import Predictor
 from seqtrain.evaluation.windows import Windows
 
@@ -112,3 +115,44 @@ def test_what_a_user_leaves_out_is_chosen() -> None:
     assert Windows.of(100, None) == Windows(100, 25)
     with pytest.raises(ConfigError, match="no --window"):
         Windows.of(None, 5)
+
+
+@pytest.mark.parametrize("task", ["classification", "regression", "residue_classification"])
+def test_windows_read_a_few_at_a_time_say_the_same(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, windows = drawn(230), Windows(20, 5)
+    at_once = ask(task, text, windows)
+    monkeypatch.setattr(windows_module, "RESIDUES_AT_ONCE", 50)
+    np.testing.assert_allclose(ask(task, text, windows), at_once, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_windows_of_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows_module, "RESIDUES_AT_ONCE", 10_000)
+    held: list[int] = []
+
+    def read(pieces: list[np.ndarray]) -> list[np.ndarray]:
+        held.append(sum(map(len, pieces)))
+        return pieces
+
+    joined = np.zeros(1_000_000, np.uint8)
+
+    def take(_: int, part: windows_module.Range, values: np.ndarray) -> None:
+        joined[part.begin : part.end] += values[part.within]
+
+    record = np.random.default_rng(0).integers(1, 5, len(joined)).astype(np.uint8)
+    windows_module.read_in_windows([record], Windows(1000, 250), read, take)
+    assert max(held) < 12_000
+    np.testing.assert_array_equal(joined, record)
+
+
+def test_a_record_that_does_not_fit_into_memory_is_refused_or_its_row_says_so() -> None:
+    records = [Record(f"r{i}", "", drawn(n), "x", 2 * i + 1, i) for i, n in enumerate((30, 200))]
+    predictor = Predictor(
+        [tiny_model()], TOKENIZER, CODECS["classification"], 100, lengths=LengthRule(room=100)
+    )
+    with pytest.raises(FastaError, match=r"'r1'.*200 residues do not fit into memory.*--window"):
+        list(predictor(iter(records)))
+    found = list(replace(predictor, on_error="skip")(iter(records)))
+    assert found[0].status == "ok"
+    assert found[1].status.startswith("200 residues do not fit into memory in one pass")
