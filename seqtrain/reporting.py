@@ -192,6 +192,10 @@ class _SafeConsole(Console):
         safe = (for_terminal(each) if isinstance(each, str) else each for each in objects)
         super().print(*safe, **{"markup": False, **options})
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line: rich would exit with 1 where `| head` has seen enough."""
+        raise BrokenPipeError
+
 
 def stderr_console() -> Console:
     """The console for progress and messages."""

@@ -10,12 +10,25 @@ import typer.core
 
 import seqtrain
 from seqtrain.cli import bench, compare, config, data, embed, evaluate, export, info, predict, train
+from seqtrain.cli.signals import INTERRUPTED, Interrupts
 from seqtrain.errors import SeqtrainError, SeqtrainWarning
 from seqtrain.escaping import for_terminal, print
 
 
+def _interrupted() -> typer.Exit:
+    print("seqtrain: interrupted.", file=sys.stderr)
+    return typer.Exit(INTERRUPTED)
+
+
 class Verbs(typer.core.TyperGroup):
     """Answers Ctrl-C and a closed pipe before Typer does, which would say nothing of either."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the command line."""
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:
+            raise _interrupted() from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb."""
@@ -31,11 +44,9 @@ class Verbs(typer.core.TyperGroup):
             error.message = for_terminal(error.message)
             raise
         except KeyboardInterrupt:
-            print("seqtrain: interrupted.", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise _interrupted() from None
         except BrokenPipeError:
-            # Whoever read our output has seen enough (`| head`); python must not complain at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()  # whoever read our output has seen enough (`| head`)
             raise typer.Exit from None
         return result
 
@@ -102,6 +113,8 @@ def main() -> None:
     # Read when torch loads. By default its threads wait by spinning, and when another process has
     # one of the cores they wait for each other: 37,000 residues per second against 1,200.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    interrupts = Interrupts()
+    interrupts.listen()
     try:
         app(standalone_mode=True)
     except SeqtrainError as error:
@@ -111,3 +124,18 @@ def main() -> None:
         where = error.filename or "a file could not be written"
         print(f"seqtrain: {where}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
+    finally:
+        interrupts.leave()
+        _flush()
+
+
+def _flush() -> None:
+    """Write what stdout still holds; python must not complain at exit if nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

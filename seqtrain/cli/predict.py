@@ -1,13 +1,10 @@
 """`seqtrain predict`: predictions for FASTA without labels, in input order."""
 
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,13 +111,12 @@ def predict(
         start = partial(_start, [run, *(ensemble or [])], uncalibrated, settings, table)
         answers = _shared_out(entries, start, devices)
     counts: Counter[str] = Counter()
-    with _interruptible():
-        try:
-            rows = _tally(progress.count(answers), counts)
-            number = write_rows(output, rows, table, resume=resume)
-        except KeyboardInterrupt:
-            _say_how_to_go_on(output, done + progress.rows)
-            raise typer.Exit(130) from None
+    try:
+        rows = _tally(progress.count(answers), counts)
+        number = write_rows(output, rows, table, resume=resume)
+    except KeyboardInterrupt:
+        _say_how_to_go_on(output, done + progress.rows)
+        raise typer.Exit(130) from None
     if not quiet:
         _report(members[0], lengths, counts, number)
         if output is not None:
@@ -210,20 +206,6 @@ def _tally(answers: "Iterable[Answer]", counts: Counter[str]) -> Iterator[list[A
         counts.update(warnings)
         counts["ok"] += row[2] == "ok"
         yield row
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """A job that a scheduler ends leaves as much behind as one that Ctrl-C does."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _say_how_to_go_on(output: Path | None, rows: int) -> None:

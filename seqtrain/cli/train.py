@@ -254,10 +254,8 @@ def _train(
     try:
         summary = train_run(plan, run, resume=resume, make_observers=make_observers)
     except KeyboardInterrupt:
-        print(
-            f"seqtrain: interrupted; go on with: seqtrain train --resume -o {run.path}",
-            file=sys.stderr,
-        )
+        how = f"; go on with: seqtrain train --resume -o {run.path}" if run.holds_run() else "."
+        print(f"seqtrain: interrupted{how}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_summary(run, summary, json)
     if plan.config.logger.name == "tensorboard" and not json:

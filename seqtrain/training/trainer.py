@@ -401,23 +401,31 @@ class Trainer:
     def _graceful_interrupt(self) -> Iterator[None]:
         """The first Ctrl-C or SIGTERM ends the run after this step; the next one at once."""
 
+        before: dict[signal.Signals, Any] = {}
+
+        def give_back() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
         def ask_to_stop(signum: int, frame: FrameType | None) -> None:
             if self._stop:
-                signal.default_int_handler(signum, frame)
+                give_back()  # a third one is for whoever handled signals before
+                handler = before.get(signal.Signals(signum))
+                (handler if callable(handler) else signal.default_int_handler)(signum, frame)
             self._stop = True
             # Not print: the signal may have come in the middle of one.
             os.write(2, STOPPING)
 
         try:
-            before = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask_to_stop)
         except ValueError:  # not in the main thread: whoever started the thread handles signals
             yield
             return
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            give_back()
 
 
 def _is_better(value: float, best: float | None, monitor: str) -> bool:
