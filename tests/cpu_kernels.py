@@ -1,6 +1,10 @@
 """Inputs and steps for tests of the compiled norm of the CPU."""
 
+import functools
+import importlib.util
+import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from masked_inputs import make_mask, poisoned
 from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import choice, compiled, loops, rows_cpu
+from seqtrain.nn.norms.kernels import choice, cpu, cpu_loops
 
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -18,17 +22,29 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@functools.cache
+def python_loops() -> ModuleType:
+    """``cpu_loops`` with nothing compiled, to be watched at work."""
+    plain = ModuleType("numba")
+    plain.njit, plain.prange = lambda **options: lambda function: function, range
+    spec = importlib.util.spec_from_file_location("python_loops", cpu_loops.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", plain)
+        spec.loader.exec_module(found)
+    found.usable_threads = lambda: 1
+    return found
+
+
 def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
     """Cut up the smallest input, and run the loops as Python or as machine code."""
-    patch.setattr(rows_cpu, "SMALLEST", 0)
-    patch.setattr(rows_cpu, "TILE", 1)  # which is eight rows
-    patch.setattr(rows_cpu, "TILES_PER_CHUNK", 1)
-    patch.setattr(compiled, "WORTH_WAKING", 1)
+    patch.setattr(cpu, "SMALLEST", 0)
+    patch.setattr(cpu, "TILE", 1)  # which is eight rows
+    patch.setattr(cpu, "WORTH_A_THREAD", 1)
     if loops_in == "python":
-        patch.setattr(loops, "LONG_ROW", 8)
-        patch.setattr(compiled, "compiled", lambda make, *constants: make(*constants))
-        patch.setattr(compiled, "find", loops.find)
-        patch.setattr(compiled, "_crew", lambda: None)  # whose threads run machine code
+        patch.setattr(cpu, "find_loops", python_loops)
 
 
 def plainly(patch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,9 @@ def norms(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences of 512; 32 on a CPU, 256 on a GPU if not given."),
+        typer.Option(min=1, help="Sequences; 32 on a CPU, 256 on a GPU if not given."),
     ] = None,
+    length: Annotated[int, typer.Option(min=2, help="Positions of a sequence.")] = 512,
     threads: Threads = 0,
     json: Json = None,
     overwrite: options.Overwrite = False,
@@ -51,6 +52,7 @@ def norms(
         precision=dtype,
         repetitions=repetitions,
         batch_size=batch_size or (32 if chosen.type == "cpu" else 256),
+        length=length,
         channels=widths,
     )
     _show(bench_norms(settings), json)

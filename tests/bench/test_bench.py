@@ -198,8 +198,11 @@ def test_the_transformer_has_the_same_targets_but_that_of_the_products() -> None
 
 def test_norms_are_measured_from_end_to_end() -> None:
     figures = by_name(bench_norms(NormBench(repetitions=2, batch_size=2, length=16, channels=(8,))))
-    targets = {f.target for f in figures.values() if "masked over" in f.name}
-    assert targets == {0.65, 0.45}
+    targets = {f.name: f.target for f in figures.values() if f.target is not None}
+    assert targets == {
+        "C = 8, half padding: masked over nn.BatchNorm1d": 0.6,
+        "C = 8, half padding: masked over torch's norm of all rows (B * L, C)": 1.0,
+    }
     assert all(figure.value > 0 for figure in figures.values())
 
 
@@ -213,11 +216,12 @@ def test_data_is_measured_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_verb_prints_figures_and_keeps_them_as_json(tmp_path: Path) -> None:
     path = tmp_path / "norms.json"
     asked = ["bench", "norms", "--repetitions", "1", "--channels", "4", "--json", str(path)]
-    done = CliRunner().invoke(app, asked)
+    done = CliRunner().invoke(app, [*asked, "--length", "20"])
     assert done.exit_code == 0, done.output
     assert "C = 4, half padding: masked over nn.BatchNorm1d" in done.stdout
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["bench"] == "norms"
+    assert kept["settings"]["shape"] == "(32, 20, C)"
     assert kept["command"].split()[0] == "seqtrain"
     assert date.fromisoformat(kept["machine"]["date"]) <= date.today()
     assert kept["machine"]["threads"] == torch.get_num_threads()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from seqtrain.nn.norms import rows
-from seqtrain.nn.norms.kernels import rows_cpu
+from seqtrain.nn.norms.kernels import cpu
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,7 +29,7 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Gathered rows, all positions under the mask, or the compiled loops of the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "fused":
-            patch.setattr(rows_cpu, "SMALLEST", 0)
+            patch.setattr(cpu, "SMALLEST", 0)
         if request.param == "masked":
             patch.setattr(rows, "_pays", lambda *_: False)
         yield request.param

@@ -1,28 +1,22 @@
 """The compiled norm of the CPU: threads, processes, and where its machine code is kept."""
 
 import copy
-import ctypes
-import struct
+import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
+import numba
 import numpy as np
 import pytest
 import torch
 from cpu_kernels import finely, made, some_input, train
-from oracles import batch_norm_by_channel
 from torch import Tensor, nn
 
-from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import compiled, intrinsics, loops, machine, waiting
-
-Work = Callable[[], None]
+from seqtrain.nn.norms.kernels import cpu, cpu_loops
 
 
 @pytest.fixture
@@ -43,9 +37,10 @@ def test_bits_do_not_depend_on_threads(
     norm, *batch = large
     expected = train(copy.deepcopy(norm), *batch)
     try:
-        for count in (2, 3, 2, 5) * 3:
+        for count in (*range(2, 17), 2):
             torch.set_num_threads(count)
             assert same(train(copy.deepcopy(norm), *batch), expected)
+            assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(1)
 
@@ -87,266 +82,127 @@ def test_two_threads_train_at_once(
     assert not wrong
 
 
-def on_python_threads(patch: pytest.MonkeyPatch, call: Callable[[int, Work], None]) -> None:
-    """As where the C library has no semaphores for the others."""
-    finely(patch, "machine code")
-    patch.setattr(compiled, "_crew", lambda: None)
-    patch.setattr(compiled, "call", call)
-
-
-def normalizes(norm: nn.Module) -> bool:
-    x = torch.randn(1, 600, 200)
-    wanted, *_ = batch_norm_by_channel(x, torch.ones_like(x, dtype=torch.bool))
-    out = norm(x, torch.ones(1, 600, dtype=torch.bool))
-    return torch.allclose(out.double(), wanted, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.usefixtures("threads")
-def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    on_python_threads(monkeypatch, lambda helpers, work: asked.append(helpers))
-    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
-    assert asked == [1]
-
-
-@pytest.mark.usefixtures("threads")
-def test_a_thread_that_comes_late_finds_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    late: list[Work] = []
-    on_python_threads(monkeypatch, lambda helpers, work: late.append(work))
-    x, mask = torch.randn(1, 600, 200), torch.ones(1, 600, dtype=torch.bool)
-    out = MaskedBatchNorm1d(200, channel_dim=-1)(x, mask)
-    before = out.clone()
-    for work in late:
-        work()
-    assert torch.equal(out, before)
-
-
-@pytest.mark.usefixtures("threads")
-def test_what_a_late_thread_reads_is_still_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All memory of a job, both ways, or it would read and write somebody else's."""
-    late: list[Work] = []
-    on_python_threads(monkeypatch, lambda helpers, work: late.append(work))
-    x = torch.randn(1, 600, 200, requires_grad=True)
-    mask, norm = torch.ones(1, 600, dtype=torch.bool), MaskedBatchNorm1d(200, channel_dim=-1)
-    norm(x, mask, residual=x * 2, relu=True).backward(x.detach() * 3)
-    assert len(late) == 2
-    for work in late:
-        _, place, kept = work.args
-        job = loops.job_at(place)
-        flat = kept + tuple(field for item in kept if isinstance(item, tuple) for field in item)
-        held = [t.untyped_storage() for t in flat if isinstance(t, Tensor)]
-        held += [t.untyped_storage() for t in norm.buffers()]
-        numbers = {"K", "chunk", "tile", "n", "N", "C", "eps", "momentum"}
-        for name in set(loops.Job._fields) - numbers:
-            at = getattr(job, name)
-            assert not at or any(0 <= at - s.data_ptr() < s.nbytes() for s in held), name
-
-
-class Nobody(waiting.Crew):
-    """Boxes at which no thread waits."""
-
-    def _hire(self, helpers: int) -> None:
-        self._threads += [threading.current_thread()] * (helpers - len(self._threads))
-
-
-def word(crew: waiting.Crew, at: int) -> ctypes.c_int64:
-    return ctypes.c_int64.from_address(crew._boxes + at)
-
-
-@pytest.mark.usefixtures("threads")
-def test_a_job_that_nobody_begins_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_callers_numbers_of_threads_stay(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may use Numba for itself."""
     finely(monkeypatch, "machine code")
-    crew = Nobody()
-    monkeypatch.setattr(compiled, "_crew", lambda: crew)
-    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
-    assert word(crew, waiting.LOOP).value
-    assert not word(crew, waiting.JOB).value
+    norm, *batch = large
+    used: list[int] = []
+    parallel = cpu_loops.normalize._parallel
+
+    def watched(*arguments: object) -> None:
+        used.append(numba.get_num_threads())
+        parallel(*arguments)
+
+    monkeypatch.setattr(cpu_loops.normalize, "_parallel", watched)
+    monkeypatch.setattr(cpu_loops, "usable_threads", lambda: 2)
+    numba.set_num_threads(1)
+    try:
+        train(norm, *batch)
+        assert used == [2]
+        assert (numba.get_num_threads(), torch.get_num_threads()) == (1, 2)
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_thread_that_is_at_work_for_another_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("rows", "expected"), [(10, 1), (1999, 1), (2000, 2), (9000, 2)])
+def test_few_rows_are_not_worth_a_thread(
+    rows: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[int] = []
+    loops = SimpleNamespace(
+        usable_threads=lambda: 16, rescale=lambda threads, *rest: used.append(threads)
+    )
+    monkeypatch.setattr(cpu, "find_loops", lambda: loops)
+    monkeypatch.setattr(cpu, "WORTH_A_THREAD", 1000)
+    cpu._run("rescale", torch.arange(rows), torch.zeros(rows, 1))
+    assert used == [expected]
+
+
+def test_one_thread_where_numba_has_no_pool_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer, found in (("omp", 7), ("tbb", 7), ("workqueue", 1), (None, 1)):
+        monkeypatch.setattr(cpu_loops, "_threading_layer", lambda layer=layer: layer)
+        monkeypatch.setattr(cpu_loops.numba.config, "NUMBA_NUM_THREADS", 7)
+        assert cpu_loops.usable_threads() == found
+
+
+def test_where_no_thread_can_be_started_one_does_the_work(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finely(monkeypatch, "machine code")
-    crew = Nobody()
-    monkeypatch.setattr(compiled, "_crew", lambda: crew)
-    word(crew, waiting.JOB).value = 4711
-    assert normalizes(MaskedBatchNorm1d(200, channel_dim=-1))
-    assert word(crew, waiting.JOB).value == 4711
-    assert not word(crew, waiting.LOOP).value
+    norm, *batch = large
+    expected = train(copy.deepcopy(norm), *batch)
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(cpu_loops, "_threading_layer", cpu_loops._threading_layer.__wrapped__)
+    for loop in (cpu_loops.normalize, cpu_loops.differentiate, cpu_loops.rescale):
+        monkeypatch.setattr(loop, "_compiled", set())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    torch.set_num_threads(2)
+    try:
+        assert same(train(copy.deepcopy(norm), *batch), expected)
+    finally:
+        torch.set_num_threads(1)
 
 
-def test_who_leads_waits_for_a_thread_that_has_begun() -> None:
-    """Its job's memory may be gone afterwards."""
-    numba = machine.find_numba()
-    assert numba is not None
-    load = intrinsics.load
-
-    @numba.cfunc(numba.void(numba.intp, numba.intp))
-    def until_told(place: int, leads: int) -> None:
-        while load(load(place)) == 0:
-            pass
-
-    crew, told = Nobody(), np.zeros(1, np.int64)
-    job, box = struct.pack("q", told.ctypes.data), word(crew, waiting.JOB)
-    leader = threading.Thread(target=crew.lead, args=(1, until_told, job))
-    leader.start()
-    while box.value <= 0:
-        time.sleep(0.001)
-    box.value |= 1  # as a thread does that begins
-    told[0] = 1
-    leader.join(0.2)
-    assert leader.is_alive()
-    box.value = 0
-    leader.join(60)
-    assert not leader.is_alive()
-
-
-def test_a_waiting_thread_does_its_part() -> None:
-    """Who leads waits here for what the other one writes."""
-    numba = machine.find_numba()
-    assert numba is not None
-    load, store, fetch_add = intrinsics.load, intrinsics.store, intrinsics.fetch_add
-
-    @numba.cfunc(numba.void(numba.intp, numba.intp))
-    def meet(place: int, leads: int) -> None:
-        if leads == 0:
-            store(load(place), 1)
-        while load(load(place)) == 0 and fetch_add(load(place) + 8) < 10**10:
-            pass
-
-    crew, met = waiting.Crew(), np.zeros(2, np.int64)
-    for _ in range(3):
-        met[:] = 0
-        crew.lead(1, meet, struct.pack("q", met.ctypes.data))
-        assert met[0] == 1
-
-
-def test_threads_that_ask_first_at_once_have_one_crew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_crews", {})
-    found: list[waiting.Crew] = []
-    start = threading.Barrier(6)
-
-    def ask() -> None:
-        start.wait()
-        found.append(compiled._crew())
-
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(map(id, found))) == 1
-    assert not found[0]._threads
-
-
-def test_machine_code_of_other_sources_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba looks at the file of a function alone, not at what it calls in others."""
-    word = ctypes.c_ssize_t
-
-    def hits() -> int:
-        return machine.machine_code(share_of_tests, word).kept.cache_hits
-
-    def share_of_tests(place: int) -> None:
-        pass
-
-    for version in ("one", "two"):
-        monkeypatch.setattr(machine, "_version", lambda version=version: version)
-        before = hits()
-        assert hits() == 1
-        kept = list(Path(__file__).parent.glob(f"__pycache__/*share_of_tests-{version}*"))
-        assert kept
-        for file in kept:
-            file.unlink()
-        assert before == 0
-
-
-@pytest.mark.usefixtures("threads")
-def test_a_waiting_thread_works_and_sleeps_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    finely(monkeypatch, "machine code")
-    crew = waiting.Crew()
-    monkeypatch.setattr(compiled, "_crew", lambda: crew)
-    norm, x = MaskedBatchNorm1d(200, channel_dim=-1), torch.randn(20, 600, 200)
-    mask = torch.ones(20, 600, dtype=torch.bool)
-    norm(x, mask)
-    (thread,) = crew._threads
-
-    def seconds_of_thread() -> float:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-
-    before = seconds_of_thread()
-    for _ in range(200):
-        norm(x, mask)
-    worked = seconds_of_thread() - before
-    assert worked > 0
-    time.sleep(0.3)
-    assert seconds_of_thread() - before - worked < 0.05
-
-
-@pytest.mark.usefixtures("threads")
-def test_few_chunks_are_not_worth_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    on_python_threads(monkeypatch, lambda helpers, work: asked.append(helpers))
-    monkeypatch.setattr(compiled, "WORTH_WAKING", 4)
-    monkeypatch.setattr(compiled, "compiled", lambda make: lambda place, leads: None)
-    job = loops.Job(*range(12))
-    for num_chunks in (1, 4, 7):
-        compiled.run(loops.normalize, (), job._replace(K=num_chunks))
-    assert asked == []
-    compiled.run(loops.normalize, (), job._replace(K=8))
-    assert asked == [1]
-
-
-@pytest.mark.parametrize("threads_at_once", [1, 4])
-def test_counters_lose_nothing(threads_at_once: int) -> None:
-    """Compiled here and now, not taken from disk."""
-    numba = machine.find_numba()
-    assert numba is not None
-    compiled._teach()
-    add, read = loops.add, loops.read
-
-    @numba.njit(nogil=True)
-    def count(counters: np.ndarray, times: int) -> int:
-        for _ in range(times):
-            add(counters, 2)
-        return read(counters, 2)
-
-    counters = np.zeros(loops.COUNTERS, np.int64)
-    count(counters, 0)
-    threads = [
-        threading.Thread(target=count, args=(counters, 10**6)) for _ in range(threads_at_once)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert counters.tolist() == [0, 0, threads_at_once * 10**6, 0]
-    assert count(counters, 1) == threads_at_once * 10**6 + 1
-
-
-FORKED = """
-import os, signal, sys, torch
+IN_A_NEW_PROCESS = """
+import os, signal, sys, threading, torch
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import compiled, rows_cpu
+from seqtrain.nn.norms.kernels import cpu
 norm, x = MaskedBatchNorm1d(4, channel_dim=-1), torch.randn(2, 200, 4)
 mask = torch.ones(2, 200, dtype=torch.bool)
 norm(x[:, :10], mask[:, :10])
 assert "numba" not in sys.modules, "loaded for nothing"
-rows_cpu.SMALLEST, rows_cpu.TILES_PER_CHUNK, compiled.WORTH_WAKING = 0, 1, 1
+cpu.SMALLEST, cpu.TILE, cpu.WORTH_A_THREAD = 0, 1, 1
 torch.set_num_threads(2)
 out = norm(x, mask)
+assert torch.get_num_threads() == 2
+"""
+
+FORKED = """
+assert cpu.find_loops()._threading_layer.cache_info().currsize == 1
 child = os.fork()
 signal.alarm(60)
 assert torch.equal(norm(x, mask), out)
-assert len(compiled._crew()._threads) == 1
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """
 
+AT_ONCE = """
+wrong = []
+def work():
+    for _ in range(50):
+        if not torch.equal(norm(x, mask), out):
+            wrong.append(1)
+threads = [threading.Thread(target=work) for _ in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert not wrong
+assert cpu.find_loops().usable_threads() == 1
+"""
 
-def test_a_fork_has_threads_of_its_own_and_numba_is_loaded_when_needed() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+@pytest.mark.parametrize(
+    ("layer", "then"), [("default", FORKED), ("workqueue", AT_ONCE), ("tbb", AT_ONCE)]
+)
+def test_a_process_that_forks_or_has_another_pool_of_threads(layer: str, then: str) -> None:
+    """OpenMP ends a forked process that uses it, and Numba's own pool one that has two callers.
+
+    TBB, which is not installed with this package, stands for a pool that is asked for in vain.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", IN_A_NEW_PROCESS + then]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"NUMBA_THREADING_LAYER": layer},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -355,98 +211,137 @@ def test_without_numba_the_numbers_are_the_same(
 ) -> None:
     norm, *batch = large
     fused = train(copy.deepcopy(norm), *batch)
-    machine.find_numba.cache_clear()
+    name = cpu_loops.__name__
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "find_loops", cpu.find_loops.__wrapped__)
+        patch.delitem(sys.modules, name)
         patch.setitem(sys.modules, "numba", None)
-        assert machine.find_numba() is None
+        assert cpu.find_loops() is None
         plain = train(copy.deepcopy(norm), *batch)
-    machine.find_numba.cache_clear()
-    assert machine.find_numba() is not None
     for name, value in plain.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-4, atol=1e-4)
     assert any(not torch.equal(fused[name], value) for name, value in plain.items())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("cannot cache function: no locator available"), OSError(28, "No space left")],
-)
-def test_machine_code_that_cannot_be_kept_is_made_anew(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
+def a_loop() -> cpu_loops.Loop:
+    """A new one, which is not compiled, and need not be."""
+
+    def add_one(rows: np.ndarray, x: np.ndarray) -> None:
+        for i in rows:
+            x[i] += 1
+
+    return cpu_loops.Loop(add_one)
+
+
+def test_a_loop_has_two_forms_of_different_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On disk, where Numba finds machine code by the name of its function."""
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def njit(**options: object) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        return lambda function: asked.append((function.__qualname__, options)) or function
+
+    monkeypatch.setattr(cpu_loops.numba, "njit", njit)
+    a_loop()
+    assert [(name, options["parallel"], options["cache"]) for name, options in asked] == [
+        ("add_one_serial", False, True),
+        ("add_one_parallel", True, True),
+    ]
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_user_who_waits_is_told_once_why(
+    is_writable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numba = machine.find_numba()
-    assert numba is not None
-    asked: list[bool] = []
+    def njit(cache: bool = False, **options: object) -> Callable[..., object]:
+        if cache and not is_writable:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
 
-    def cfunc(signature: object, cache: bool = False) -> Callable[..., object]:
-        asked.append(cache)
-        if cache:
-            raise error
-        return numba.cfunc(signature)
-
-    patched = SimpleNamespace(cfunc=cfunc, void=numba.void, intp=numba.intp, carray=numba.carray)
-    monkeypatch.setattr(machine, "find_numba", lambda: patched)
-
-    def double(place: int) -> None:
-        cell = carray(pointer(place), 1, np.int64)
-        cell[0] *= 2
-
-    carray, pointer = numba.carray, intrinsics.pointer
-    cell = np.array([21])
-    machine.machine_code(double, ctypes.c_ssize_t)(cell.ctypes.data)
-    assert cell.tolist() == [42]
-    assert asked == [True, False]
-
-
-class Called(NamedTuple):
-    """One job of the loops, two chunks of eight rows, and its memory."""
-
-    job: loops.Job
-    counters: np.ndarray
-    memory: dict[str, np.ndarray]
+    monkeypatch.setattr(cpu_loops.numba, "njit", njit)
+    monkeypatch.setattr(cpu_loops, "PATIENCE", 0.0)
+    monkeypatch.setattr(cpu_loops, "_kept", cpu_loops.KEPT)
+    cpu_loops._tell_user.cache_clear()
+    loop, x = a_loop(), np.zeros(3)
+    told = threading.Event()
+    loop._serial = lambda rows, x: told.wait(60)
+    monkeypatch.setattr(cpu_loops, "print", lambda *a, **k: (print(*a, **k), told.set()), False)
+    loop(1, np.arange(3), x)
+    loop._compiled.clear()
+    told.set()
+    loop(1, np.arange(3), x)
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.count("compiling") == len(found.err.splitlines()) == 1
+    assert ("NUMBA_CACHE_DIR" in found.err) is not is_writable
 
 
-def a_call() -> Called:
-    rng = np.random.default_rng(0)
-    counters, rows = np.zeros(loops.COUNTERS, np.int64), np.arange(16)
-    x, grad = rng.normal(size=(2, 16, 3))
-    memory = {"counters": counters, "table": np.zeros((2, 2, 3)), "rows": rows, "x": x}
-    memory |= {"grad": grad, "weight": np.ones(3), "bias": np.zeros(3), "out": np.zeros((16, 3))}
-    memory |= {"statistics": np.ones((3, 3)), "factors": np.ones((3, 3))}
-    memory |= {"running_mean": np.zeros(3, np.float32), "running_var": np.zeros(3, np.float32)}
-    memory |= {"num_batches": np.zeros(1, np.int64)}
-    memory |= {"of_weight": np.full(3, 7.0), "of_bias": np.full(3, 7.0)}
-    addresses = {name: array.ctypes.data for name, array in memory.items()}
-    cut = {"K": 2, "chunk": 8, "tile": 4, "n": 16, "N": 16, "C": 3}
-    return Called(loops.Job(**cut, **addresses, eps=1e-5, momentum=0.1), counters, memory)
+def test_a_quick_call_says_nothing(
+    large: tuple[nn.Module, Tensor, Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finely(monkeypatch, "machine code")
+    norm, *batch = large
+    train(copy.deepcopy(norm), *batch)
+    cpu_loops._tell_user.cache_clear()
+    train(copy.deepcopy(norm), *batch)
+    assert capsys.readouterr().err == ""
 
 
-def loop_of(direction: str) -> Callable[[bytes, bool], None]:
-    if direction == "forward":
-        return loops.normalize(np.float64, False, False)
-    return loops.differentiate(np.float64, False, True, False)
+def test_machine_code_for_which_the_disk_is_too_full_runs_all_the_same() -> None:
+    """Numba compiles, then keeps: of what raised, nothing has run."""
+    loop, x, asked = a_loop(), np.zeros(3), []
+
+    def full_at_first(rows: np.ndarray, x: np.ndarray) -> None:
+        asked.append(len(asked))
+        if asked == [0]:
+            raise OSError(28, "No space left on device")
+        x[rows] += 1
+
+    loop._serial = full_at_first
+    loop(1, np.arange(3), x)
+    loop(1, np.arange(3), x)
+    assert x.tolist() == [2, 2, 2]
+    assert asked == [0, 1, 2]
 
 
-def test_who_does_not_lead_leaves_results_to_who_does() -> None:
-    job, counters, memory = a_call()
-    counters[:] = 2  # all is taken and done
-    before = {name: array.copy() for name, array in memory.items()}
-    for direction in ("forward", "backward"):
-        loop_of(direction)(loops.packed(job), False)
-    for name in set(memory) - {"counters"}:
-        assert np.array_equal(memory[name], before[name]), name
+def test_machine_code_is_kept_and_found_again(tmp_path: Path) -> None:
+    """Both forms of a loop, each by another process."""
+    source = tmp_path / "loops_of_a_test.py"
+    source.write_text(
+        "from numba import prange\n"
+        "from seqtrain.nn.norms.kernels.cpu_loops import Loop\n"
+        "@Loop\n"
+        "def count(rows, x):\n"
+        "    for i in prange(len(rows)):\n"
+        "        x[rows[i]] += 1\n"
+    )
+    program = (
+        "import numpy as np, loops_of_a_test as l\n"
+        "x = np.zeros(4)\n"
+        "l.count(1, np.arange(3), x); l.count(2, np.arange(3), x)\n"
+        "assert x.tolist() == [2, 2, 2, 0]\n"
+        "print([sum(f.stats.cache_hits.values()) for f in (l.count._serial, l.count._parallel)])\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    found = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=120,
+        )
+        for _ in range(2)
+    ]
+    assert [run.stdout for run in found] == ["[0, 0]\n", "[1, 1]\n"], found[0].stderr
 
 
-@pytest.mark.parametrize("counter", [1, 3])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_who_leads_waits_for_chunks_that_others_have_taken(direction: str, counter: int) -> None:
-    job, counters, _memory = a_call()
-    counters[:] = 2
-    counters[counter] = 1  # one is still being worked at
-    leader = threading.Thread(target=loop_of(direction), args=(loops.packed(job), True))
-    leader.start()
-    leader.join(0.1)
-    assert leader.is_alive()
-    loops.add(counters, counter)
-    leader.join(60)
-    assert not leader.is_alive()
+def test_errors_of_compiled_loops_are_raised() -> None:
+    with pytest.raises(numba.TypingError):
+        cpu_loops.rescale(1, np.arange(3), np.zeros((3, 2)), "no array", 1, 2, 3, 4)
+    loop = a_loop()
+    loop._serial = lambda rows, x: x[rows[0]]
+    with pytest.raises(IndexError):
+        loop(1, np.array([7]), np.zeros(3))

@@ -20,7 +20,7 @@ from torch.func import (
 )
 
 from seqtrain.nn import norms as ours
-from seqtrain.nn.norms.kernels import rows_cpu
+from seqtrain.nn.norms.kernels import cpu
 
 Kinds = dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module] | None]]
 
@@ -66,7 +66,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def _kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel of the CPU takes the smallest input, where no transform keeps it away."""
-    monkeypatch.setattr(rows_cpu, "SMALLEST", 0)
+    monkeypatch.setattr(cpu, "SMALLEST", 0)
 
 
 def build(kind: str, which: int = 0) -> nn.Module:

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from seqtrain.nn.norms.kernels import rows_cpu, triton_norm
+from seqtrain.nn.norms.kernels import cpu, triton_norm
 from seqtrain.nn.norms.kernels.call import Call
 
-KERNELS = {"cpu": rows_cpu.batch_norm, "cuda": triton_norm.batch_norm}
+KERNELS = {"cpu": cpu.batch_norm, "cuda": triton_norm.batch_norm}
 """By type of device."""
 
 

@@ -7,6 +7,8 @@ the program's last tile; then they go to the program's own row of a table, and t
 in a fixed order. So the same input gives the same bits, and nothing is atomic. Arithmetic is in the
 dtype of the statistics: float32, or float64 for float64.
 
+Experimental: tested in Triton's interpreter and compiled, never yet run on a GPU.
+
 ``features`` stands for tensors ``(B, L, C)`` of one layout: the same three strides for all of them.
 ``T`` is the number of positions in a tile, ``K`` that of channels in a block.
 """

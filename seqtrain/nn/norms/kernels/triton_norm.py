@@ -1,7 +1,7 @@
 """Masked batch norm on a GPU.
 
 Forward moves 2ρ + 1 tensors through memory and backward 4ρ + 1, where ρ is the share of real
-positions: what is padding is never read.
+positions: what is padding is never read. Experimental: never yet run on a GPU.
 """
 
 import functools

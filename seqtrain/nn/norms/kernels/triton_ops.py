@@ -2,6 +2,8 @@
 
 ``torch.compile`` and ``torch.export`` see the operators, not what is inside. Importing this needs
 Triton. Shapes: x ``(B, L, C)`` of any strides, mask ``(B, L)``, all else per channel ``(C,)``.
+
+Experimental, like the kernels.
 """
 
 from typing import Any, NamedTuple
