@@ -77,14 +77,14 @@ def for_figure(name: str) -> str:
 
 
 def for_table(cell: str) -> str:
-    r"""The cell for a tab-separated table: tabs and line ends as ``\t`` and ``\n``.
+    """The cell for a tab-separated table: tabs and line ends become spaces.
 
     Nothing else changes, so that ids can be joined. A cell that begins with ``=`` stays, too:
     whoever opens the table in a spreadsheet program should import its columns as text.
     """
     if cell.isprintable():
         return cell
-    return "".join(_escape(c) if c == "\t" or len(f"{c}.".splitlines()) > 1 else c for c in cell)
+    return "".join(" " if c == "\t" or len(f"{c}.".splitlines()) > 1 else c for c in cell)
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

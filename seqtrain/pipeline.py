@@ -121,13 +121,13 @@ def plan_run(
             or getattr(part, field.name) != getattr(DataConfig(), field.name)
         },
     )
-    data.report["warnings"] += _part_warnings(data)
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(
         config, data.train.lengths, data.codec.task, alphabet, find_family(data.train)
     )
     _check_monitor(resolved, data)
     _check_room(resolved, data)
+    data.report["warnings"] += _part_warnings(data)
     if pretrained is not None:
         check_fits(resolved, data.tokenizer, pretrained)
     return Plan(resolved, choices, data, pretrained)

@@ -9,6 +9,7 @@ import typer
 
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
+from seqtrain.escaping import print
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ _NUCLEOTIDES = "ACGTU"
 _NUCLEOTIDE_SHARE = 0.9
 _FEWEST_LETTERS = 30
 """Shorter proteins may be made of A, C, G and T by chance."""
+_MANY_TOKENS = 2**22
 _BLOCK = 1 << 16
 
 
@@ -139,10 +141,25 @@ def _blocks(dataset: SequenceDataset, vocab_size: int) -> Iterator[Int64[np.ndar
     """Counts of the tokens in each record, padding left out, so many records at a time."""
     for first in range(0, len(dataset), _BLOCK):
         offsets = dataset.offsets[first : first + _BLOCK + 1]
+        if offsets[-1] - offsets[0] > _MANY_TOKENS:
+            yield _counts_one_by_one(dataset.tokens, offsets, vocab_size)[:, 1:]
+            continue
         owners = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         cells = owners * vocab_size + dataset.tokens[offsets[0] : offsets[-1]]
         counts = np.bincount(cells, minlength=(len(offsets) - 1) * vocab_size)
         yield counts.reshape(-1, vocab_size)[:, 1:]
+
+
+def _counts_one_by_one(
+    tokens: np.ndarray, offsets: Int64[np.ndarray, " S"], vocab_size: int
+) -> Int64[np.ndarray, "B V"]:
+    """The same a piece at a time: to count them, tokens become integers of eight bytes each."""
+    counts = np.zeros((len(offsets) - 1, vocab_size), np.int64)
+    for record, (begin, end) in enumerate(pairwise(offsets.tolist())):
+        for start in range(begin, end, _MANY_TOKENS):
+            piece = tokens[start : min(end, start + _MANY_TOKENS)]
+            counts[record] += np.bincount(piece, minlength=vocab_size)
+    return counts
 
 
 def _freeman_tukey(

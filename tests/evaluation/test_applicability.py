@@ -98,3 +98,11 @@ def test_a_training_of_one_record_has_a_range_too() -> None:
     known = range_of(drawn(np.array([30]), 0))
     assert (known.shortest, known.longest) == (30, 30)
     assert known.warnings(drawn(np.array([30]), 0), TOKENIZER) == [()]
+
+
+def test_long_records_are_counted_in_pieces_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = drawn(np.array([3, 700, 20, 90]), 3)
+    known = range_of(tokens)
+    monkeypatch.setattr("seqtrain.evaluation.applicability._MANY_TOKENS", 64)
+    assert range_of(tokens) == known
+    assert known.warnings(tokens, TOKENIZER) == range_of(tokens).warnings(tokens, TOKENIZER)

@@ -162,6 +162,23 @@ def test_no_cell_breaks_a_row(tmp_path: Path) -> None:
     assert len(cells.split("\t")) == 7
 
 
+@pytest.mark.parametrize("members", [(), (1, 2)])
+def test_classes_that_look_alike_have_columns_of_their_own(
+    tmp_path: Path, members: tuple[int, ...]
+) -> None:
+    codec = LabelCodec("classification", ("a\tb", "a b", "a\rb"))
+    values = np.array([0.5, 0.3, 0.2], np.float32)
+    answers = tuple(values for _ in members)
+    prediction = Prediction("x", 1, "ok", values, None, answers)
+    form = Table(codec, num_members=max(1, len(members)))
+    assert len(set(form.columns)) == len(form.columns)
+    for suffix in FORMATS:
+        write_predictions(tmp_path / f"p{suffix}", [prediction], form)
+        (cells,) = read(tmp_path / f"p{suffix}")
+        found = [float(cells[name]) for name in ("prob_a b", "prob_a b_2", "prob_a b_3")]
+        np.testing.assert_allclose(found, values)
+
+
 def test_unusual_names_survive_in_every_format(tmp_path: Path) -> None:
     codec = LabelCodec("classification", ('é "quoted"', "[red]"))
     values = np.array([0.75, 0.25], np.float32)

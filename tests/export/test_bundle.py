@@ -1,5 +1,6 @@
 """A bundle says what the run says, anywhere, and notices when it was changed."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from seqtrain.export.bundle import (
     verify_bundle,
     write_bundle,
 )
+from seqtrain.export.card import model_card
 from seqtrain.training.calibration import Calibration
 from seqtrain.training.sums import listed_file, write_listed
 
@@ -242,3 +244,24 @@ def test_info_verify_exits_with_one_when_something_changed(bundle: Path) -> None
     said = CliRunner().invoke(app, command)
     assert isinstance(said.exception, CheckpointError)
     assert json.loads(said.stdout)["files"]["README.md"] == "changed"
+
+
+def test_the_card_shows_names_and_warnings_as_text(tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>`x`|[a](b) \x1b[31m"
+    run = tiny_run(tmp_path / "run")
+    loaded = open_run(run)
+    codec = dataclasses.replace(loaded.codec, classes=(name, "plain", *loaded.codec.classes[2:]))
+    report = {**loaded.data, "warnings": [name]}
+    card = model_card(dataclasses.replace(loaded, codec=codec, data=report), None)
+    assert "<img" not in card
+    assert "\x1b" not in card
+    assert card.count("&lt;img src=x onerror=alert(1)&gt;\\`x\\`\\|\\[a\\](b)") == 2
+    assert "`plain`" in card
+
+
+def test_the_card_of_many_classes_names_some(tmp_path: Path) -> None:
+    loaded = open_run(tiny_run(tmp_path / "run"))
+    classes = tuple(f"c{i}" for i in range(1200))
+    codec = dataclasses.replace(loaded.codec, classes=classes)
+    card = model_card(dataclasses.replace(loaded, codec=codec), None)
+    assert "`c99` and 1,100 more" in card
