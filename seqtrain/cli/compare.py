@@ -136,8 +136,6 @@ def compare_norms(
         _say(f"warning: {warning}", quiet)
     for note in notes:
         _say(note, quiet)
-    for warning in next(iter(comparison.plans.values())).data.report["warnings"]:
-        _say(f"warning: {warning}", quiet)
     try:
         results = _run(comparison, output, launcher, jobs, given, quiet)
     except KeyboardInterrupt:

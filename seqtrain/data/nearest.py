@@ -174,7 +174,8 @@ def _by_position(
         for begin in range(0, len(earlier), _REFERENCES):
             active = np.flatnonzero(np.full(len(later), can_all) | best.open()[later])
             part = slice(begin, begin + _REFERENCES)
-            for some in np.split(active, range(_QUERIES, len(active), _QUERIES)):
+            for first in range(0, len(active), _QUERIES):
+                some = active[first : first + _QUERIES]
                 if budget < len(some) * len(earlier[part]) * length:
                     skipped[later[some]] = True
                     continue

@@ -131,12 +131,12 @@ def _refuse_input(option: str, path: Path, given: str | Path) -> None:
     own, read = {_identity(place) for place in _written(path)} - {None}, _identity(given)
     if read is not None and read in own:
         raise ConfigError(
-            f"{option} {path}: would be written over {named}, which is read. Choose another name."
+            f"{option} {path}: would overwrite {named}, which is an input. Choose another name."
         )
     folder = Path(given)
     if str(given) != STDIN and folder.is_dir() and _is_within(path, own, folder):
         raise ConfigError(
-            f"{option} {path}: is part of {named}, which is read. Choose another name."
+            f"{option} {path}: is part of {named}, which is an input. Choose another name."
         )
 
 

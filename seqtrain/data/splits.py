@@ -132,7 +132,7 @@ def similarity_split(
         raise DataError(
             f"a similarity split leaves nothing for {' and '.join(empty)}: {sizes.max():,} of "
             f"{len(dataset):,} records are one family, in which each is at least {identity:.0%} "
-            f"identical to another ({len(sizes):,} families in all). Families are not divided: use "
+            f"identical to another. Families are not divided: use "
             "a stratified or random split (data split: --method, training: data.split_method), or "
             "assign the records to parts yourself."
         )

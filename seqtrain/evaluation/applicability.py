@@ -134,7 +134,9 @@ def alphabet_warning(dataset: SequenceDataset, tokenizer: Tokenizer, what: str) 
         return None
     if name == "protein":
         return f"{foreign:,} of {total:,} {what} look like nucleotides, but are read as protein"
-    return f"{foreign:,} of {total:,} {what} are mostly letters that {name} does not have"
+    return (
+        f"{foreign:,} of {total:,} {what} are mostly unknown letters ({tokenizer.alphabet.unknown})"
+    )
 
 
 def _blocks(dataset: SequenceDataset, vocab_size: int) -> Iterator[Int64[np.ndarray, "B V"]]:

@@ -120,7 +120,7 @@ TAKEN: tuple[tuple[tuple[str, ...], str], ...] = (
 def test_no_input_is_written_over(folder: Path, command: tuple[str, ...], path: str) -> None:
     for way in WAYS:
         said = refused(*command, way(path), "--overwrite")
-        assert "which is read" in said or "cannot tell the table's format" in said
+        assert "which is an input" in said or "cannot tell the table's format" in said
 
 
 def test_what_a_file_is_called_until_it_is_whole_is_no_input_either(folder: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_file_that_quarantine_would_write_is_left(folder: Path) -> None:
     before = Path("a.clean.fasta").read_bytes()
     assert "a.clean.fasta" in refused(*command)
     worked(*command, "--overwrite")
-    assert "which is read" in refused(
+    assert "which is an input" in refused(
         "data", "check", "a.clean.fasta", "--on-error", "quarantine", "--overwrite"
     )
     assert Path("a.clean.fasta").read_bytes() == before

@@ -106,7 +106,7 @@ def test_a_store_does_not_take_the_place_of_what_it_is_made_of(
     (tmp_path / "link").symlink_to(path)
     for output in (path, tmp_path / "link", "a.fasta"):
         done = program("data", "tokenize", "a.fasta", "-o", output, cwd=tmp_path)
-        refused(done, "a.fasta, which is read. Choose another name.")
+        refused(done, "a.fasta, which is an input. Choose another name.")
     assert path.read_text() == text
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seqtrain.data import nearest
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.nearest import Effort, Nearest, nearest_earlier
 from seqtrain.data.similarity import MIN_SHARED_WORDS
@@ -103,6 +104,21 @@ def test_every_similar_record_is_found_as_comparing_all_pairs_finds_it(
         if record >= 0:
             assert table[i][record] == pytest.approx(expected[i], rel=1e-5)
     assert (found.record[: len(earlier)] == -1).all()
+
+
+@pytest.mark.parametrize("positions", [10**9, 200_000])
+def test_records_that_are_found_are_left_out_of_later_blocks(
+    monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    monkeypatch.setattr(nearest, "_REFERENCES", 16)
+    monkeypatch.setattr(nearest, "_QUERIES", 8)
+    rng = np.random.default_rng(0)
+    parent = random_sequence(rng, 30)
+    earlier = [substituted(rng, parent, 2) for _ in range(100)]
+    later = [substituted(rng, parent, 2) for _ in range(50)]
+    found = search(earlier, later, effort=Effort(positions=positions))
+    assert found.limits == []
+    assert (found.record[100:] >= 0).all()
 
 
 @settings(deadline=None, max_examples=30)
