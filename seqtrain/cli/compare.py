@@ -198,6 +198,9 @@ def _comparison(
     for config in configs if here else []:  # a cluster's jobs may find what is missing here
         check_machine(config)
     first = plan_run(configs[0], given=options.given_keys(values, overrides))
+    first.data.report["warnings"] += options.replaced_files(
+        values, config_name, config_dir, overrides
+    )
     if records is not None:
         first = limit_records(first, records)
     plans = {}

@@ -106,7 +106,7 @@ def split(
         overwrite=overwrite,
     )
     with options.named_as_options():
-        rows, warnings = split_files(
+        divided = split_files(
             fasta,
             labels or (),
             label_column=label_column,
@@ -118,34 +118,41 @@ def split(
             fractions=(1 - valid_fraction - test_fraction, valid_fraction, test_fraction),
             seed=seed,
         )
-    lines = "".join(f"{name}\t{part}\n" for name, part in rows)
+    lines = "".join(f"{name}\t{part}\n" for name, part in divided.rows)
     write_report(output, "id\tsplit\n" + lines)
-    counts = Counter(part for _, part in rows)
+    counts = Counter(part for _, part in divided.rows)
     said = ", ".join(f"{counts[part]:,} {part}" for part in ("train", "valid", "test"))
-    for warning in warnings:
+    for warning in divided.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{said}, written to {output}", file=sys.stderr)
     for part, share in (("valid", valid_fraction), ("test", test_fraction)):
-        if method == "similarity" and abs(counts[part] / len(rows) - share) > share / 2:
+        if method == "similarity" and abs(counts[part] / len(divided.rows) - share) > share / 2:
             print(
-                f"warning: {part} holds {counts[part] / len(rows):.1%} of the records instead of "
-                f"{share:.1%}, as families stay whole",
+                f"warning: {part} holds {counts[part] / len(divided.rows):.1%} of the records "
+                f"instead of {share:.1%}, as families stay whole",
                 file=sys.stderr,
             )
     if output.is_file():
-        named = {"--labels": labels or [], "--label-column": label_column, "--id-column": id_column}
-        print(f"train with: {_training(fasta, named, output)}", file=sys.stderr)
+        named = {
+            "--train": fasta,
+            "--labels": divided.labels,
+            "--label-column": label_column,
+            "--id-column": id_column,
+            "--on-error": on_error,
+            "--splits": str(output),
+            "--split-column": "" if divided.has_splits else None,
+        }
+        settings = {"task": task, "data.decimal": decimal}
+        print(f"train with: {_training(named, settings)}", file=sys.stderr)
 
 
-def _training(fasta: list[str], named: "dict[str, list[str] | str | None]", splits: Path) -> str:
-    """The command that trains on these files with a splits table."""
+def _training(named: "dict[str, list[str] | str | None]", settings: "dict[str, str | None]") -> str:
+    """The command that trains with these options and settings."""
     words = ["seqtrain", "train"]
-    for path in fasta:
-        words += ["--train", path]
     for option, value in named.items():
         for text in [value] if isinstance(value, str) else value or []:
             words += [option, text]
-    return shlex.join([*words, "--splits", str(splits)])
+    return shlex.join([*words, *(f"{key}={text}" for key, text in settings.items() if text)])
 
 
 @app.command()

@@ -208,6 +208,26 @@ def given_keys(values: "Mapping[str, Any]", overrides: Sequence[str]) -> set[str
     return {*(key for key, value in values.items() if value != []), *map(override_key, overrides)}
 
 
+def replaced_files(
+    values: "Mapping[str, Any]", config_name: str, config_dir: Path | None, overrides: Sequence[str]
+) -> list[str]:
+    """A warning of the files that a config of the user's own names, and ``--train`` replaces."""
+    from seqtrain.compose import load_config
+
+    left = [name for name in FILE_SETTINGS if values.get(f"data.{name}") == []]
+    if not left or (config_name == "config" and config_dir is None):
+        return []
+    own = load_config(config_name, overrides, config_dir=config_dir).data
+    gone = {name: getattr(own, name) for name in left}
+    named = [f"data.{k} ({', '.join(v)})" for k, v in gone.items() if v and "bundled:" not in v[0]]
+    if not named:
+        return []
+    return [
+        f"--train replaces all files that {config_name!r} names: {', '.join(named)} is not used. "
+        "Name these files as options too if you want them"
+    ]
+
+
 def with_own_data(overrides: Sequence[str] | None, train: Sequence[str] | None) -> list[str]:
     """The overrides, with the bundled data and its short training left out for files given."""
     from seqtrain.overrides import override_key

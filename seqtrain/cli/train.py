@@ -139,7 +139,12 @@ def _plan(
         config.norm.check_applies()
         check_machine(config)
         plan = plan_run(config, pretrained, options.given_keys(values, overrides))
-        plan.data.report["warnings"] += [*machine_warnings(config), *_beyond_the_end(config, plan)]
+        replaced = options.replaced_files(values, config_name, config_dir, overrides)
+        plan.data.report["warnings"] += [
+            *replaced,
+            *machine_warnings(config),
+            *_beyond_the_end(config, plan),
+        ]
         return plan
     saved, _ = read_run(run)
     check(saved)

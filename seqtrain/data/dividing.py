@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seqtrain.data.fasta import refuse_repeats
+from seqtrain.data.files import shown
 from seqtrain.data.join import check_labels, join_labels
 from seqtrain.data.label_column import label_notes, leave_out_unlabelled, read_column
 from seqtrain.data.label_table import header_labels
@@ -28,6 +29,10 @@ class Divided(NamedTuple):
     rows: list[tuple[str, str]]
     """Record id and split, in input order."""
     warnings: list[str]
+    labels: list[str]
+    """Label files to train with, splits tables left out."""
+    has_splits: bool
+    """Whether columns or headers name other splits, which training has to leave aside."""
 
 
 def split_files(
@@ -53,9 +58,10 @@ def split_files(
     refuse_repeats([*fasta, *labels])
     pieces, _ = read_tokenized(fasta, _ANY)
     headers, ids = Headers(pieces), list(ids_of(pieces))
-    warnings = []
+    warnings: list[str] = []
+    labels, split_tables = take_split_tables(labels, label_column)
+    warnings += [f"{shown(path)}: is a splits table and not read here" for path in split_tables]
     if method == "stratified":
-        labels, split_tables = take_split_tables(labels, label_column)
         if not labels and not header_labels(headers, label_column).values:
             raise DataError(
                 "--method stratified needs labels: give --labels, or use random or similarity."
@@ -70,7 +76,7 @@ def split_files(
         values = [table.values[record] for record in ids]
         codec = LabelCodec.fit(reading.task, values, separator=reading.separator)
         parts = stratified_split(label_groups(values, codec), fractions, seed)
-        found = find_splits(headers, table, split_tables)
+        found = find_splits(headers, table)
         warnings += [*table.notes, *label_notes(table, reading, unlabelled), *found.warnings]
     else:
         if method == "random":
@@ -83,9 +89,11 @@ def split_files(
         if unused:
             warnings.append(f"{' and '.join(unused)} not used: --method {method} reads no labels")
         found = find_splits(headers, None)
+    has_splits = found.splits is not None
     if found.splits is not None:
         warnings.append(
-            f"{found.splits.where} names splits already; they are not looked at here, and training "
-            f"with the new ones needs {ASIDE}"
+            f"{found.splits.where} names splits already; they are not read here, and training with "
+            f"the new ones needs {ASIDE}"
         )
-    return Divided(list(zip(ids, parts.tolist(), strict=True)), warnings)
+    rows = list(zip(ids, parts.tolist(), strict=True))
+    return Divided(rows, warnings, labels, has_splits)

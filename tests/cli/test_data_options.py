@@ -58,6 +58,20 @@ def test_a_file_named_by_a_setting_that_is_not_there_is_told(given):
         show(*given, "data.test=[absent.fasta]")
 
 
+def test_files_of_an_own_config_that_train_replaces_are_told(folder, given):
+    folder.write(
+        "mine.yaml",
+        "defaults: [config, _self_]\ndata: {train: [x.fa], test: [y.fa], labels: [z]}\n",
+    )
+    own = ["-n", "mine", "-d", str(folder.path)]
+    told = [line for line in data_of(*given, *own)["warnings"] if "replaces" in line]
+    assert told == [
+        "--train replaces all files that 'mine' names: data.test (y.fa) is not used. Name these "
+        "files as options too if you want them"
+    ]
+    assert not [line for line in data_of(*given)["warnings"] if "replaces" in line]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "key"),
     [

@@ -50,12 +50,19 @@ def test_the_printed_command_trains_on_the_split_that_was_written(folder, kind):
     command = next(line for line in said.stderr.splitlines() if line.startswith("train with: "))
     words = shlex.split(command.removeprefix("train with: "))
     assert words[:2] == ["seqtrain", "train"]
-    more = ["--split-column", ""] if kind == "biotrainer" else []
     assert ("names splits already" in said.stderr) == (kind == "biotrainer")
-    shown = run(*words[1:], *more, "--dry-run", "--json")
+    shown = run(*words[1:], "--dry-run", "--json")
     parts = json.loads(shown.stdout)["data"]["parts"]
     counts = {part: list(rows.values()).count(part) for part in ("train", "valid", "test")}
     assert {part: facts["records"] for part, facts in parts.items()} == counts
+
+
+def test_a_splits_table_among_the_labels_is_not_passed_on(folder):
+    old = folder.write("old.tsv", "id\tsplit\n" + "".join(f"p{n}\ttrain\n" for n in range(NUM)))
+    files = [*inputs(folder, "table"), "--labels", old]
+    said = run("data", "split", *files, "-o", str(folder.path / "s.tsv"))
+    assert f"warning: {old}: is a splits table and not read here" in said.stderr
+    assert "old.tsv" not in said.stderr.split("train with: ")[1]
 
 
 def test_labels_that_a_method_does_not_read_are_told(folder):
