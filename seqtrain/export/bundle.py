@@ -56,13 +56,19 @@ _COPIED = ("summary.json", "training_part.npz")
 _LONGEST_EXAMPLE = 400
 _MOST_EXAMPLE_BYTES = 32 << 20
 
+_SECTIONS = ("data", "tokenizer", "batching", "encoder", "norm", "task", "optim", "trainer")
+"""Groups of settings that every bundle has; those that came later may be missing."""
+
 _manifest = record(
     {
         "format": integer(-(2**31)),
         "tokenizer": mapping(text),
         "vocab": list_of(text, most=256),
         "labels": mapping(anything),
-        "settings": record({each.name: mapping(anything) for each in fields(RunConfig)}),
+        "settings": record(
+            dict.fromkeys(_SECTIONS, mapping(anything)),
+            {each.name: mapping(anything) for each in fields(RunConfig)},
+        ),
         "state": mapping(anything),
         "data": mapping(anything),
     }
@@ -167,7 +173,7 @@ def _settings(saved: Mapping[str, Mapping[str, Any]]) -> RunConfig:
         raise ValueError(f"settings.encoder.name: expected one of {', '.join(ENCODERS)}")
     config = RunConfig(encoder=ENCODERS[name]())
     for section in fields(config):
-        part, values = getattr(config, section.name), saved[section.name]
+        part, values = getattr(config, section.name), saved.get(section.name, {})
         if section.name in ("trainer", "optim"):
             known = {field.name for field in fields(part)}
             values = {name: value for name, value in values.items() if name in known}
