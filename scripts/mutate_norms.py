@@ -11,8 +11,7 @@ first, then the quickest, in a fork of a process that has collected them. Result
 each, in build/mutation-norms.jsonl, and a later call goes on from there. One core, nothing in
 parallel.
 
-Left out are kernels/, whose loops are compiled and whose oracle is the plain form itself, and
-rows.py, which chooses between two ways of the same result.
+Left out is kernels/, whose loops are compiled and whose oracle is the plain form itself.
 """
 
 import argparse
@@ -41,7 +40,7 @@ ENTERED = COPY / "entered.json"
 RESULTS = ROOT / "build" / "mutation-norms.jsonl"
 KILLER = COPY / "killer.txt"
 TIMEOUT = 150
-LEFT_OUT = {"__init__", "rows"}
+LEFT_OUT = {"__init__"}
 
 # A failing property is not made smaller first: that it fails is all that counts.
 PROFILE = """

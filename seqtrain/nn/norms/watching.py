@@ -9,11 +9,11 @@ def is_transformed() -> bool:
     """Whether derivatives are taken by ``torch.func`` or forward-mode AD.
 
     An ``autograd.Function`` has a rule for reverse mode alone; under these, a norm is written in
-    torch's own operations, each of which has all rules. ``torch.compile`` sees neither question.
+    torch's own operations, each of which has all rules.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if torch._C._are_functorch_transforms_active():  # which torch.compile can trace
+        return True
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def is_watched(*tensors: Tensor) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import grad, jvp, vmap
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked"),
@@ -191,6 +192,26 @@ def test_compiled_code_never_takes_the_mask_of_another_coroutine(fullgraph: bool
         torch.testing.assert_close(found, [norm(x, mask), norm(x)])
     with mask_context(mask):
         torch.testing.assert_close(compiled(x), norm(x, mask))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_compiled_transforms_are_those_of_eager_mode() -> None:
+    """An autograd.Function in them is refused by torch, or gave other numbers without a word."""
+    from seqtrain.nn.norms import MaskedBatchNorm1d
+
+    norm = MaskedBatchNorm1d(4, channel_dim=-1, track_running_stats=False)
+    x, mask = batch(3, 5)
+
+    def transformed(x: Tensor) -> list[Tensor]:
+        return [
+            vmap(lambda x: norm(x, mask))(torch.stack([x, x + x.roll(1, 0)])),
+            grad(lambda x: norm(x, mask).sin().sum())(x),
+            jvp(lambda x: norm(x, mask), (x,), (x.roll(1, 0),))[1],
+        ]
+
+    x = x.nan_to_num()
+    compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), transformed(x))
 
 
 def test_a_complex_norm_compiles_whole() -> None:
