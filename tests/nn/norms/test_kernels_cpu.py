@@ -340,7 +340,7 @@ def test_memory_that_was_given_back_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     finely(monkeypatch, "machine code")
     norm, x = MaskedBatchNorm1d(3, channel_dim=-1), torch.randn(2, 9, 3)
     x.untyped_storage().resize_(0)
-    with pytest.raises(RuntimeError, match="out of bounds for storage of size 0"):
+    with pytest.raises(RuntimeError, match=r"memory behind|out of bounds for storage of size 0"):
         norm(x, torch.ones(2, 9, dtype=torch.bool))
     norm.weight.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"expected memory behind a tensor of shape \(3,\)"):

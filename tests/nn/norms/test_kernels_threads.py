@@ -223,6 +223,14 @@ def test_without_numba_the_numbers_are_the_same(
     assert any(not torch.equal(fused[name], value) for name, value in plain.items())
 
 
+def test_where_numba_compiles_nothing_the_plain_form_does_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else every row would be read by the interpreter."""
+    monkeypatch.setattr(cpu_loops.numba.config, "DISABLE_JIT", 1)
+    assert cpu.find_loops.__wrapped__() is None
+
+
 def a_loop() -> cpu_loops.Loop:
     """A new one, which is not compiled, and need not be."""
 

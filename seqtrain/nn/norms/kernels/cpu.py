@@ -57,14 +57,15 @@ def batch_norm(call: Call) -> Tensor | None:
 
 @functools.cache
 def find_loops() -> ModuleType | None:
-    """``cpu_loops``, or ``None`` where Numba is missing or does not fit the numpy beside it.
+    """``cpu_loops``, or ``None`` where Numba is missing, does not fit its numpy or is off.
 
     Nothing loads Numba before a norm asks: that takes most of a second.
     """
     try:
-        return importlib.import_module("seqtrain.nn.norms.kernels.cpu_loops")
+        loops = importlib.import_module("seqtrain.nn.norms.kernels.cpu_loops")
     except ImportError:
         return None
+    return None if loops.is_disabled() else loops
 
 
 class _Normalize(torch.autograd.Function):

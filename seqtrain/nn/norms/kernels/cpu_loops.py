@@ -122,6 +122,11 @@ def _tell_user() -> None:
     print(COMPILING + _kept, file=sys.stderr, flush=True)
 
 
+def is_disabled() -> bool:
+    """Whether Numba is told to compile nothing (``NUMBA_DISABLE_JIT``), as for a debugger."""
+    return bool(numba.config.DISABLE_JIT)
+
+
 def usable_threads() -> int:
     """The number of threads that loops can run on; 1 where Numba has none that are safe to use.
 
