@@ -36,6 +36,7 @@ def choose_settings(
     task: str,
     alphabet: str,
     family: Family | None = None,
+    uniform_valid: bool = False,
 ) -> tuple[RunConfig, list[Choice]]:
     """A copy of ``config`` with nothing left open, and what was chosen.
 
@@ -45,6 +46,7 @@ def choose_settings(
         task: What the labels ask for.
         alphabet: What the sequences are made of.
         family: Set when the training records are variants of one sequence.
+        uniform_valid: All targets of the validation part are the same.
 
     Raises:
         ConfigError: a setting that was given does not apply to the task, or two contradict.
@@ -86,7 +88,10 @@ def choose_settings(
     assert config.trainer.max_epochs is not None
     patience = max(5, config.trainer.max_epochs // 3)
     choose("trainer", "patience", patience, "a third of max_epochs, at least 5")
-    choose("trainer", "monitor", primary_metric(task), f"task {task}")
+    monitor = primary_metric(task), f"task {task}"
+    if uniform_valid:
+        monitor = "loss", "the validation part holds one target alone"
+    choose("trainer", "monitor", *monitor)
     return config, choices
 
 

@@ -19,6 +19,7 @@ from seqtrain.data.families import find_family
 from seqtrain.data.labels import is_regression
 from seqtrain.data.leaks import leak_warnings
 from seqtrain.data.prepare import PreparedData, prepare_data
+from seqtrain.data.uniform import is_uniform
 from seqtrain.defaults import Choice, choose_settings
 from seqtrain.errors import CheckpointError, ConfigError
 from seqtrain.evaluation.applicability import TrainingRange, alphabet_warning
@@ -123,7 +124,12 @@ def plan_run(
     )
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(
-        config, data.train.lengths, data.codec.task, alphabet, find_family(data.train)
+        config,
+        data.train.lengths,
+        data.codec.task,
+        alphabet,
+        find_family(data.train),
+        is_uniform(data.valid, data.codec),
     )
     _check_monitor(resolved, data)
     _check_room(resolved, data)

@@ -168,6 +168,7 @@ def _comparison(
     from seqtrain.config import BatchingConfig, NormConfig
     from seqtrain.data.families import find_family
     from seqtrain.data.outputs import check_folder
+    from seqtrain.data.uniform import is_uniform
     from seqtrain.defaults import choose_settings
     from seqtrain.pipeline import plan_run
     from seqtrain.training.machine import check_machine
@@ -212,6 +213,7 @@ def _comparison(
             data.codec.task,
             data.tokenizer.alphabet.name,
             find_family(data.train),
+            is_uniform(data.valid, data.codec),
         )
         plans[resolved.encoder.name] = dataclasses.replace(first, config=resolved, choices=choices)
     comparison = Comparison(plans, conditions_of(norms, batchings, plans), seeds)

@@ -68,6 +68,20 @@ def _show_warning(
         )
 
 
+class Verb(typer.core.TyperCommand):
+    """Refuses an option of one value that is given twice, of which the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of a verb."""
+        *_, given = self.make_parser(ctx).parse_args(args=list(args))
+        for param in self.params:
+            if not isinstance(param, typer.core.TyperOption) or param.multiple or param.is_flag:
+                continue
+            if given.count(param) > 1:
+                ctx.fail(f"Option {param.opts[0]} is given twice; it takes one value.")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="seqtrain",
     cls=Verbs,
@@ -87,6 +101,10 @@ app.add_typer(bench.app, name="bench")
 app.command("export")(export.export)
 app.command("embed")(embed.embed)
 app.command("info")(info.info)
+
+for _verbs in (app, data.app, config.app, bench.app):
+    for _verb in _verbs.registered_commands:
+        _verb.cls = Verb
 
 
 def _print_version(wanted: bool) -> bool:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from seqtrain.data.labels import UNMEASURED
+
 _NEXT_KEY = re.compile(r"[;|,]+(?=[\w.-]+=)")
 _QUOTES = "\"'"
 
@@ -36,3 +38,19 @@ class Attribute:
         if found["text"] is not None:
             return found["text"].strip()
         return _NEXT_KEY.split(found["bare"], maxsplit=1)[0].rstrip(";|,")
+
+
+MASK = Attribute(["mask"])
+
+
+def masked(value: str, header: str) -> tuple[str, str]:
+    """Residue labels, with ``-`` where ``MASK=0110`` in the header has 0; and what is wrong."""
+    mask = MASK.value(header)
+    if not mask:
+        return value, ""
+    if len(mask) != len(value) or set(mask) - {"0", "1"}:
+        return value, f"MASK={mask[:20]}: expected {len(value)} digits 0 or 1, one for each label"
+    unmeasured = (
+        UNMEASURED[0] if use == "0" else label for label, use in zip(value, mask, strict=True)
+    )
+    return "".join(unmeasured), ""

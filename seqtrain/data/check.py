@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seqtrain.data.alphabet import ALPHABETS
 from seqtrain.data.fasta import Record, Reject, reject, reject_message, sort_fasta
-from seqtrain.data.files import read_lines
+from seqtrain.data.files import STDIN, read_lines
 from seqtrain.data.label_table import header_labels
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.data.tokenized import letter_counts, looks_like, tokenize_records
@@ -129,8 +130,8 @@ def check_files(
             rejects.append(reject(record, reason))
     order = {str(path): number for number, path in enumerate(fasta)}
     rejects.sort(key=lambda reject: (order.get(reject.source, 0), reject.line))
-    for path in labels:
-        if path != "-":  # which is read only once
+    for path in (path for path in labels if path != STDIN):
+        if Path(path).is_file() or not Path(path).exists():  # a pipe is read only once
             next(read_lines(path, LabelError), None)
     data, fault = None, ""
     try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from seqtrain.data.attributes import MASK
 from seqtrain.data.cells import missing_marks
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message
@@ -50,6 +51,11 @@ def join_labels(
         if match.names:
             table.rename({name: record for record, name in match.names.items()})
             table.notes += match.notes
+        if any(MASK.value(record.description) for record in records):
+            table.notes.append(
+                "MASK=... in the headers of the sequences is not read; it belongs into the headers "
+                "of the labels FASTA"
+            )
     else:
         table = header_labels(records, label_column)
     missing = find_unlabelled(records, table, names)

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seqtrain.data.attributes import Attribute
+from seqtrain.data.attributes import Attribute, masked
 from seqtrain.data.columns import ChosenColumns, Columns, choose_columns
 from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repeats, reject_message
 from seqtrain.data.files import read_lines, shown
@@ -164,13 +164,27 @@ def header_labels(
     split = Attribute(SPLIT_COLUMNS if split_key == "split" else [split_key])
     table = LabelTable("header", Columns("", label_key or "label", split_key))
     rows = (
-        _Row(r.id, found[0], split.value(r.description), r.source, r.line, r.index, _several(found))
+        _Row(
+            r.id,
+            _in_header(found[0], r.description),
+            split.value(r.description),
+            r.source,
+            r.line,
+            r.index,
+            _several(found),
+        )
         for r in records
         if (found := label.values(r.description))
     )
     if rejects := _fill(table, rows):
         raise LabelError(reject_message(rejects))
     return table
+
+
+def _in_header(value: str, header: str) -> str:
+    """A label in a header; a mask of another length is not one of its residues."""
+    text, reason = masked(value, header)
+    return value if reason else text
 
 
 def _several(labels: Sequence[str]) -> str:
@@ -261,7 +275,8 @@ def _fasta_rows(lines: Iterable[str], source: str, split_key: str | None) -> Ite
     for place, entry in enumerate(parse_fasta(lines, source, LabelError)):
         name = (*entry.title.split(maxsplit=1), "")[0]
         split, _ = split_of(entry.title)
-        yield _Row(name, "".join(entry.text.split()), split, source, entry.line, place)
+        value, reason = masked("".join(entry.text.split()), entry.title)
+        yield _Row(name, value, split, source, entry.line, place, reason)
 
 
 def _fill(table: LabelTable, rows: Iterable[_Row]) -> list[Reject]:

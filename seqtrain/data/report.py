@@ -16,6 +16,7 @@ from seqtrain.data.labels import LabelCodec, is_regression
 from seqtrain.data.lookalikes import class_warnings
 from seqtrain.data.tokenized import Tokenized, ids_of, letters_of, looks_like
 from seqtrain.data.tokenizer import Tokenizer
+from seqtrain.data.uniform import uniform_warning
 
 
 def data_report(
@@ -73,6 +74,12 @@ def data_report(
             *table.notes,
             *_label_warnings(table, codec, unused),
             *warnings,
+            *(
+                warning
+                for name in ("valid", "test")
+                if name in parts
+                for warning in uniform_warning(name, parts[name], codec)
+            ),
             *_length_warnings(len(skipped), len(truncated)),
             *_letter_warnings(tokenizer, letters, policies),
         ],

@@ -336,6 +336,8 @@ def alarms(
     name = primary_metric(task)
     sign = 1 if HIGHER_IS_BETTER[name] else -1
     for baseline, scores in baselines.items():
+        if name in scores and np.isnan([metrics[name], scores[name]]).all():
+            continue  # not defined on these records, for the baseline as for the model
         if name in scores and not sign * metrics[name] > sign * scores[name]:
             found.append(
                 f"{name} {metrics[name]:.3f} is no better than the {baseline.replace('_', '-')} "

@@ -111,6 +111,16 @@ def test_check_takes_the_options_of_training(fasta: str, tmp_path: Path) -> None
     assert "task: classification (given)" in named.stderr
 
 
+@pytest.mark.parametrize("verb", ["train", "data check", "data split", "eval"])
+def test_option_of_one_value_given_twice_is_refused(verb: str) -> None:
+    options = ["--label-column", "a", "--label-column", "b"]
+    done = CliRunner().invoke(app, [*verb.split(), "a.fasta", *options])
+    assert done.exit_code == 2
+    assert "--label-column is given twice" in done.stderr
+    flags = CliRunner().invoke(app, ["data", "check", "x.fasta", "--overwrite", "--overwrite"])
+    assert "twice" not in flags.stderr
+
+
 def test_check_looks_at_labels_in_headers(tmp_path: Path) -> None:
     path = tmp_path / "a.fasta"
     path.write_text("".join(f">r{n} label={'ab'[n % 2]}\nMKVLA\n" for n in range(20)))

@@ -184,6 +184,16 @@ def test_labels_fasta_keeps_letters_and_case_as_written(write):
     assert table.splits == {}
 
 
+def test_mask_in_a_header_marks_residues_that_were_not_measured(write):
+    path = write(">a TARGET SET=train MASK=0110\nHCHC\n>b\nHH\n")
+    assert read_labels([path]).values == {"a": "-CH-", "b": "HH"}
+    assert header_labels([record("TARGET=HCHC SET=train MASK=0110")]).values == {"r0": "-CH-"}
+    assert header_labels([record("label=amp MASK=0110")]).values == {"r0": "amp"}
+    for mask in ("011", "01x0"):
+        path = write(f">a MASK={mask}\nHCHC\n")
+        assert f"MASK={mask}: expected 4 digits 0 or 1" in message_of(path)
+
+
 def test_tables_and_labels_fasta_do_not_mix(write):
     assert "not as both" in message_of(write("id,label\na,x\n"), write(">a\nHH\n", "b.fasta"))
 

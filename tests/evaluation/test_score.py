@@ -323,3 +323,6 @@ class TestAlarms:
 
     def test_one_record_is_not_called_constant(self) -> None:
         assert self.raised(0.8, 0.3, self.varied[:1]) == []
+
+    def test_metric_that_is_defined_for_nobody_raises_none(self) -> None:
+        assert self.raised(float("nan"), float("nan"), self.varied) == []
