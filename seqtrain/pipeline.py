@@ -4,6 +4,7 @@ Everything that `seqtrain train` does but the words on the screen; a comparison 
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from seqtrain.build import build_model, build_optimizer
-from seqtrain.compose import package_dir
+from seqtrain.compose import config_to_yaml, package_dir
 from seqtrain.config import DataConfig, RunConfig, TransformerConfig
 from seqtrain.data.corruption import Corruption, restored
 from seqtrain.data.families import find_family
@@ -322,12 +323,14 @@ def _update_run(run: RunDir, config: RunConfig, report: dict[str, Any], progress
     saved_config, saved = read_run(run)
     warnings = [*dict.fromkeys([*saved.get("warnings", []), *report["warnings"]])]
     now = {**saved, "files": report["files"], "warnings": warnings}
-    if config != saved_config or now != saved:
-        create_run(run, config, now)
     if not progress.done:
         tables = (run.predictions / f"{part}.tsv" for part in ("valid", "test"))
         for path in (run.summary, run.calibration, *tables):
             path.unlink(missing_ok=True)
+    if now != saved:
+        write_listed(run.data, json.dumps(now, indent=1))
+    if config != saved_config:
+        write_listed(run.config, config_to_yaml(config))
 
 
 def _check_goes_on(run: RunDir, trainer: Trainer) -> None:

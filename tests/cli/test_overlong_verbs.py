@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from seqtrain import load_model
 from seqtrain.cli.main import app
 from seqtrain.errors import ConfigError, FastaError
+from seqtrain.training.sums import write_listed
 
 LENGTHS = [9, 1, 30, 4, 77, 12]
 LONGEST = 10
@@ -24,7 +25,7 @@ def run_with(folder: Path, task: str, **data: Any) -> Path:
     path = tiny_run(folder / f"{task}-{data.get('overlong')}", task)
     config = yaml.safe_load((path / "config.yaml").read_text())
     config["data"] |= data
-    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    write_listed(path / "config.yaml", yaml.safe_dump(config))
     return path
 
 

@@ -16,6 +16,7 @@ from seqtrain.compose import load_config
 from seqtrain.errors import CheckpointError
 from seqtrain.training.checkpoint import load_run, read_run
 from seqtrain.training.run_dir import RunDir
+from seqtrain.training.sums import write_listed
 
 Made = tuple[Path, Path]
 
@@ -49,7 +50,7 @@ def copied(finished: Made, tmp_path: Path) -> Made:
     shutil.copytree(run, tmp_path / "run")
     for name in ("config.yaml", "data.json"):
         path = tmp_path / "run" / name
-        path.write_text(path.read_text().replace(str(data), str(tmp_path / "gone")))
+        write_listed(path, path.read_text().replace(str(data), str(tmp_path / "gone")))
     return tmp_path / "moved", tmp_path / "run"
 
 
