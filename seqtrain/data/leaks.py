@@ -14,6 +14,9 @@ HASH_BYTES = 8
 MAX_RESIDUES = 2_000_000
 """Near-copies are looked for in so many residues: about a second. Of more, records are drawn."""
 
+_FAMILY = 0.9
+"""From this share on, similar records are a family of variants, which no split can keep apart."""
+
 _EFFORT = Effort(positions=2_000_000_000, meetings=30_000_000)
 
 
@@ -73,10 +76,13 @@ def _similar(
             continue
         is_part = bool(found.limits) or any(len(drawn[n]) < len(parts[n]) for n in parts)
         earlier = " or ".join(list(parts)[:number])
+        advice = "data.split_method=similarity keeps such records together"
+        if count >= _FAMILY * len(part):
+            advice = "in a family of variants no split keeps them apart"
         warnings.append(
             f"{'at least ' * is_part}{count:,} of {len(part):,} {name} records are similar to "
-            f"{earlier} records ({IDENTITY:.0%} or more of the residues equal). `data audit` "
-            "shows them; data.split_method=similarity keeps such records together"
+            f"{earlier} records ({IDENTITY:.0%} or more of the residues equal): `data audit` shows "
+            f"them; {advice}"
         )
     return warnings
 

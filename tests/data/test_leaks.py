@@ -49,6 +49,7 @@ def test_copies_and_near_copies_are_told_by_split() -> None:
         "2 of 30 test records are exact copies of valid records",
     ]
     assert found[2].startswith("3 of 30 valid records are similar to train records (80% or more")
+    assert found[2].endswith("data.split_method=similarity keeps such records together")
     assert len(found) == 3
 
 
@@ -75,15 +76,23 @@ def test_of_many_residues_a_part_is_compared_and_that_is_said(
     assert "of 100 test records are similar to train records" in said
 
 
+def test_of_a_family_of_variants_no_other_split_is_advised() -> None:
+    (parent,) = random_sequences(0, 1, 30)
+    family = [parent[:i] + "W" + parent[i + 1 :] for i in range(30)]
+    (said,) = leak_warnings({"train": as_dataset(family[:20]), "test": as_dataset(family[20:])})
+    assert said.startswith("10 of 10 test records are similar")
+    assert said.endswith("in a family of variants no split keeps them apart")
+
+
 def test_large_parts_cost_seconds_at_most() -> None:
     rng = np.random.default_rng(0)
-    lengths = rng.integers(100, 300, 30_000)
+    lengths = rng.integers(100, 300, 8_000)
     tokens = rng.integers(1, 21, lengths.sum()).astype(np.uint8)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    whole = SequenceDataset([str(i) for i in range(30_000)], tokens, offsets)
+    whole = SequenceDataset([str(i) for i in range(8_000)], tokens, offsets)
     parts = {
-        "train": whole.subset(np.arange(24_000)),
-        "test": whole.subset(np.arange(24_000, 30_000)),
+        "train": whole.subset(np.arange(6_000)),
+        "test": whole.subset(np.arange(6_000, 8_000)),
     }
     began = time.process_time()
     assert leak_warnings(parts) == []

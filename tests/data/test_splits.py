@@ -263,7 +263,7 @@ def test_mutated_copies_of_real_records_stay_with_their_originals(real_data, nam
     assert (parts[copied] == parts[len(originals) :]).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(seed=seeds, length=st.sampled_from([12, 40, 120]))
 def test_nothing_in_one_part_of_a_similarity_split_is_similar_to_another_part(seed, length):
     rng = np.random.default_rng(seed)
@@ -289,9 +289,9 @@ def test_nothing_in_one_part_of_a_similarity_split_is_similar_to_another_part(se
 def test_a_deep_mutational_scan_is_one_family_of_which_no_part_can_be_made():
     rng = np.random.default_rng(0)
     parent = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 100)
-    variants = np.tile(parent, (600, 1))
-    variants[np.arange(600), rng.integers(0, 100, 600)] = "W"
-    with pytest.raises(DataError, match="600 of 600 records are one family"):
+    variants = np.tile(parent, (200, 1))
+    variants[np.arange(200), rng.integers(0, 100, 200)] = "W"
+    with pytest.raises(DataError, match="200 of 200 records are one family"):
         similarity_split(tokens(["".join(row) for row in variants]))
 
 
