@@ -160,6 +160,7 @@ def audit(
     fasta: options.Fasta,
     labels: options.LabelFiles = None,
     test: options.TestFiles = None,
+    splits: options.SplitFiles = None,
     label_column: options.LabelColumn = None,
     id_column: options.IdColumn = None,
     task: options.Task = None,
@@ -171,7 +172,7 @@ def audit(
 ) -> None:
     """Ask what length and composition alone predict, and what leaks between the parts.
 
-    Without --test and without a split column the test part is made: stratified, seed 0.
+    Without --test, --splits and a split column the test part is made: stratified, seed 0.
     """
     from seqtrain.data.audit import alarms, baselines, find_duplicates, search_leaks
     from seqtrain.data.outputs import Output, check_outputs, write_report
@@ -181,7 +182,7 @@ def audit(
 
     check_outputs(
         [Output("--json", json, is_report("baselines", "duplicates", "leaks"), streams=True)],
-        [*fasta, *(test or []), *(labels or [])],
+        [*fasta, *(test or []), *(labels or []), *(splits or [])],
         overwrite=overwrite,
     )
     with options.named_as_options():
@@ -189,6 +190,7 @@ def audit(
             train=fasta,
             test=test or (),
             labels=labels or (),
+            splits=splits or (),
             label_column=label_column,
             id_column=id_column,
             split_column=split_column,
@@ -198,12 +200,15 @@ def audit(
             test_fraction=0.2,
             settable=False,
         )
+    for warning in data.report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     assert data.test is not None, "a fraction is set aside when nothing else makes a test part"
     parts = {"train": data.train, "valid": data.valid, "test": data.test}
     scores = baselines(data.train, data.test, data.codec.task)
     leaks = search_leaks(parts)
     report = {
         "task": data.codec.task,
+        "warnings": data.report["warnings"],
         "baselines": scores,
         "alarms": alarms(scores, data.codec.task),
         "duplicates": find_duplicates(parts)._asdict(),

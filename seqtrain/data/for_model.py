@@ -15,6 +15,7 @@ from seqtrain.data.label_column import column_words, leave_out_unlabelled, read_
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.lengths import LEFT_OUT, TRUNCATED, LengthRule
 from seqtrain.data.prepare import check_letters
+from seqtrain.data.split_table import take_split_tables
 from seqtrain.data.tokenized import (
     Headers,
     Tokenized,
@@ -125,6 +126,7 @@ def read_for_model(
         DataError: The sequences are of another alphabet than the model's.
         ConfigError: Labels are given where the model's task has none.
     """
+    labels, _ = take_split_tables(labels, label_column)  # every record is scored
     if codec.task == "mlm":
         refuse_labels(labels=labels, id_column=id_column, label_column=label_column)
     refuse_repeats([*paths, *labels])

@@ -84,3 +84,13 @@ def test_a_stratified_split_without_labels_names_the_ways_out(folder):
     fasta = folder.fasta("a.fasta", peptides(5))
     with pytest.raises(DataError, match="give --labels, or use random or similarity"):
         run("data", "split", fasta, "-o", str(folder.path / "s.tsv"))
+
+
+def test_audit_takes_the_table_and_prints_what_training_would_warn_of(folder):
+    files = inputs(folder, "table")
+    table = folder.path / "splits.tsv"
+    run("data", "split", *files, "-o", str(table))
+    table.write_text(table.read_text() + "stranger\ttest\n")
+    said = run("data", "audit", *files, "--splits", str(table))
+    assert said.exit_code == 0
+    assert f"warning: 1 ids of {table} match no record: 'stranger'" in said.stderr

@@ -6,6 +6,7 @@ import pytest
 from prepared_data import Folder, error_of, parts_of, peptides
 
 from seqtrain.data.fasta import Header
+from seqtrain.data.for_model import read_for_model
 from seqtrain.data.header_splits import read_header_splits
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.errors import ConfigError, LabelError
@@ -276,3 +277,11 @@ def test_settings_that_were_given_and_have_nothing_to_do_are_told(folder, files,
     assert len(lines) == len(said)
     assert all(line.startswith(f"data.{start}") for line, start in zip(lines, said, strict=True))
     assert not warnings_of(prepare_data(**settings), "is not used")
+
+
+def test_a_model_is_scored_on_labels_beside_a_splits_table(folder):
+    train = [fasta(folder)]
+    labels = [folder.table(LABELS), splits_table(folder, SPLITS)]
+    data = prepare_data(train=train, labels=labels)
+    scored = read_for_model(train, data.tokenizer, data.codec, labels=labels)
+    assert len(scored.dataset) == NUM
