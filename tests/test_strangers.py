@@ -104,6 +104,7 @@ def test_a_run_may_be_reached_through_a_link(run: Path, tmp_path: Path) -> None:
     assert open_run(tmp_path / "link").state["progress"]["epoch"] == 1
 
 
+ODD_EXAMPLE = [{"id": "a", "sequence": "ACD", "expected": [0.5, {"a": 1}, 0.5]}]
 Change = Callable[[dict[str, Any]], None]
 
 SETTINGS: dict[str, Change] = {
@@ -207,7 +208,7 @@ def test_a_bundle_needs_its_checksums(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "examples", [[], 3, [{"id": 1}], [{"id": "a", "sequence": "!", "expected": "x"}]]
+    "examples", [[], 3, [{"id": 1}], [{"id": "a", "sequence": "!", "expected": "x"}], ODD_EXAMPLE]
 )
 def test_strange_examples_end_in_one_error(bundle: Path, examples: Any) -> None:
     write_listed(bundle / "examples.json", json.dumps(examples))

@@ -337,7 +337,7 @@ def verify_bundle(path: Path) -> Verification:
             examples = read_json(root / "examples.json", _MOST_EXAMPLE_BYTES)
             _example_list(examples, "examples.json")
             found = _verify_examples(loaded, examples)
-        except (OSError, ValueError, DataError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, DataError) as error:
             raise CheckpointError(f"{path}: examples.json is damaged: {error}.") from error
     return Verification(states, found)
 
