@@ -101,7 +101,6 @@ class ProgressBar:
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
-            TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=console,
@@ -112,7 +111,7 @@ class ProgressBar:
 
     def on_step(self, event: StepEvent) -> None:
         """Move the bar."""
-        text = _step_text(event)
+        text = f"step {event.step}/{event.num_steps} {_step_text(event)}"
         self._progress.update(
             self._task, total=event.num_steps, completed=event.step, epoch=event.epoch, text=text
         )
@@ -132,19 +131,20 @@ class PlainLines:
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
         self._first_step: int | None = None
+        """Not counted in the time left: it may have compiled what the others find."""
 
     def on_step(self, event: StepEvent) -> None:
         """Write a line if the last one was long ago."""
         now = time.monotonic()
         if self._first_step is None:
-            self._first_step = event.step - 1
+            self._first_step, self._began = event.step, now
         if now - self._last >= LOG_EVERY_SECONDS:
+            said = f"  step {event.step}/{event.num_steps}  {_step_text(event)}"
             done = event.step - self._first_step
-            left = (now - self._began) / done * (event.num_steps - event.step)
-            self._say(
-                f"  step {event.step}/{event.num_steps}  {_step_text(event)}  "
-                f"at most {_duration(left)} left"
-            )
+            if done:
+                left = (now - self._began) / done * (event.num_steps - event.step)
+                said += f"  at most {_duration(left)} left"
+            self._say(said)
 
     def on_epoch(self, event: EpochEvent) -> None:
         """Write a line."""

@@ -322,8 +322,28 @@ class TestPlainLines:
         assert "step 6/20" in lines[0]
         assert "at most 1 min 24 s left" in lines[0]
 
+    def test_a_first_step_that_took_long_tells_nothing_of_the_others(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = 0.0
+        monkeypatch.setattr(reporting.time, "monotonic", lambda: clock)
+        observer = PlainLines()
+        for step, seconds in ((1, 60), (2, 10)):
+            clock += seconds
+            observer.on_step(step_event(step))
+        first, second = capsys.readouterr().err.splitlines()
+        assert "step 1/20" in first
+        assert "left" not in first
+        assert "at most 3 min 00 s left" in second
+
 
 class TestProgressBar:
+    def test_nothing_is_said_of_steps_before_the_first(self) -> None:
+        console = Console(file=StringIO(), force_terminal=True, width=160)
+        with watching(ProgressBar(console)) as observer:
+            observer._progress.refresh()
+        assert "None" not in console.file.getvalue()
+
     def test_a_terminal_shows_loss_metric_speed_padding_and_time_left(self) -> None:
         console = Console(file=StringIO(), force_terminal=True, width=160)
         with watching(ProgressBar(console)) as observer:

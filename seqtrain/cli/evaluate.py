@@ -219,7 +219,10 @@ def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> 
         )
         for name, m in scored["metrics"].items()
     ]
-    names = [name.replace("_", " ") for name in baselines]
+    numbers = "mae" in scored["metrics"]  # of numbers the commonest guess is their mean
+    names = [
+        "mean" if numbers and name == "majority" else name.replace("_", " ") for name in baselines
+    ]
     columns = ("metric", "value", "95 % interval", *names)
     console.print(table(f"{title}: {scored['n']:,} records", columns, rows))
     bins = scored["by_length"]

@@ -263,6 +263,14 @@ def _train(
         print(f"seqtrain: interrupted{how}", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_summary(run, summary, json)
+    epochs, trainer = summary["epochs"], plan.config.trainer
+    if trainer.max_epochs is not None and epochs < trainer.max_epochs:
+        print(
+            f"stopped early: after epoch {epochs} of at most {trainer.max_epochs}, because "
+            f"{summary['monitor']} was best in epoch {summary['best_epoch']} "
+            f"(trainer.patience={trainer.patience})",
+            file=sys.stderr,
+        )
     if plan.config.logger.name == "tensorboard" and not json:
         print(f"tensorboard: tensorboard --logdir {run.tensorboard}")
 

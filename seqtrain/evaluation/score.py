@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt64
 from seqtrain.data.audit import length_only_baseline, majority_baseline
 from seqtrain.data.corruption import count_letters
 from seqtrain.data.dataset import SequenceDataset
+from seqtrain.data.labels import is_regression
 from seqtrain.data.leaks import record_hashes
 from seqtrain.data.schema import read_bounded
 from seqtrain.errors import CheckpointError
@@ -339,8 +340,9 @@ def alarms(
         if name in scores and np.isnan([metrics[name], scores[name]]).all():
             continue  # not defined on these records, for the baseline as for the model
         if name in scores and not sign * metrics[name] > sign * scores[name]:
+            known = "mean" if is_regression(task) and baseline == "majority" else baseline
             found.append(
-                f"{name} {metrics[name]:.3f} is no better than the {baseline.replace('_', '-')} "
+                f"{name} {metrics[name]:.3f} is no better than the {known.replace('_', '-')} "
                 f"baseline's {scores[name]:.3f}"
             )
     return found

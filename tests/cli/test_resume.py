@@ -153,9 +153,11 @@ def test_a_run_that_lost_patience_asks_for_more_of_it(finished: Made, tmp_path: 
     data, _ = finished
     run = tmp_path / "run"
     options = ["trainer.monitor=accuracy", "trainer.patience=1", "optim.lr=1e-9"]
-    train(run, *files(data), *SMALL, *options, "trainer.max_epochs=3", "-q")
+    said = train(run, *files(data), *SMALL, *options, "trainer.max_epochs=3", "-q")
     stopped = json.loads((run / "summary.json").read_text())["epochs"]
     assert stopped < 3
+    words = f"stopped early: after epoch {stopped} of at most 3, because accuracy was best in"
+    assert words in said.stderr
     with pytest.raises(CheckpointError, match=r"trainer.patience=1. To train on, give a larger"):
         train(run, "trainer.max_epochs=4", "--resume")
     assert read_run(RunDir(run))[0].trainer.max_epochs == 3

@@ -1,16 +1,19 @@
 """What ``seqtrain eval`` says, each number against one computed another way."""
 
 import json
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn import metrics as sk
 from tiny_models import CODECS
 from tiny_training import IGNORED, tiny_dataset
 
+from seqtrain.cli.evaluate import print_evaluation
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.errors import CheckpointError
 from seqtrain.evaluation.score import (
@@ -170,6 +173,10 @@ def test_numbers_of_residues_are_pooled_and_those_without_a_target_left_out() ->
     guess = np.full(len(truth), np.nanmean(training))
     error = sk.mean_absolute_error(truth, guess)
     assert found.baselines["majority"]["mae"] == pytest.approx(error, rel=1e-5)
+    text = StringIO()
+    print_evaluation(Console(file=text, width=120), found.to_dict(), "x")
+    assert "mean" in text.getvalue()
+    assert "majority" not in text.getvalue()
 
 
 @pytest.mark.parametrize("task", TASKS)
