@@ -126,20 +126,21 @@ def _given(cells: Counter[str], task: str, decimal: str | None, separator: str |
     found = Verdict(task, "given")
     if task == "regression" and not are_numbers(cells):
         # Codes are out of the question: a column of values, whatever it is called.
-        return replace(found, number_format=number_format(cells, "value", decimal))
+        form = number_format(cells, "value", decimal)
+        return replace(found, number_format=form) if form else found
     if task == "multilabel":
         return replace(found, separator=separator or best_separator(cells))
     return found
 
 
 def _written(form: NumberFormat, cells: Counter[str]) -> Verdict:
-    shown = next(cell for cell in cells if form.marked.search(cell))
-    override = "task=classification reads names"
-    return Verdict(
-        "regression",
-        f"numbers with a {form.name}: {shown!r} is {form.plain(shown)}; {override}",
-        number_format=form,
-    )
+    reason = f"{_example(form, cells)}; task=classification reads names"
+    return Verdict("regression", reason, number_format=form)
+
+
+def _example(form: NumberFormat, cells: Collection[str]) -> str:
+    shown = next(cell for cell in cells if form.fits(cell) and form.marked.search(cell))
+    return f"numbers with a {form.name}: {shown!r} is {form.plain(shown)}"
 
 
 def _lists(cells: Collection[str]) -> dict[str, list[str]]:
@@ -217,6 +218,8 @@ def _apply(verdict: Verdict, cells: Counter[str]) -> Reading:
     if verdict.number_format is not None:
         plain = verdict.number_format.plain
         rewritten = {cell: plain(cell) for cell in cells if verdict.number_format.fits(cell)}
+        if verdict.reason == "given":
+            notes = [f"read as {_example(verdict.number_format, cells)}"]
     elif is_regression(task):
         if is_residue(task):
             lists = {cell: items for cell in cells if (items := read_list(cell)) is not None}
@@ -227,13 +230,13 @@ def _apply(verdict: Verdict, cells: Counter[str]) -> Reading:
         rewritten = {cell: separator.join(items) for cell, items in lists.items()}
         notes = _other_marks([c for c in cells if c not in lists], separator, cells)
     elif task == "classification" and verdict.reason != "given":
-        rewritten = _without_trailing(cells)
+        rewritten = plain_names(cells)
         notes = _slashes(cells)
     rewritten = {cell: text for cell, text in rewritten.items() if cell != text}
     return Reading(task, verdict.reason, rewritten, separator, tuple(notes))
 
 
-def _without_trailing(cells: Collection[str]) -> dict[str, str]:
+def plain_names(cells: Collection[str]) -> dict[str, str]:
     """Names without a separator at their end or brackets around them."""
     plain = {}
     for cell in cells:

@@ -6,7 +6,7 @@ import numpy as np
 
 from seqtrain.data.fasta import Reject
 from seqtrain.data.files import shown
-from seqtrain.data.interpret import Reading, interpret
+from seqtrain.data.interpret import Reading, interpret, plain_names
 from seqtrain.data.join import find_unlabelled, label_source
 from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec
@@ -52,9 +52,13 @@ def read_column(
         )
     except LabelError as error:
         raise LabelError(f"{label_source(table)}: {error}") from None
-    if reading.rewritten:
+    rewritten = reading.rewritten
+    if like is not None and like.task == "classification":
+        strange = set(values).difference(like.classes)  # written as training may have rewritten
+        rewritten = {k: v for k, v in plain_names(strange).items() if v in like.classes}
+    if rewritten:
         for record, value in zip(ids, values, strict=True):
-            table.values[record] = reading.rewritten.get(value, value)
+            table.values[record] = rewritten.get(value, value)
     return reading
 
 

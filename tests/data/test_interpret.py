@@ -125,6 +125,11 @@ def test_comma_before_three_digits_is_asked_for(task):
         assert reading.rewritten["3,300"] == number
 
 
+def test_decimal_comma_of_a_given_regression_is_warned_of():
+    reading = interpret(["1,50", "0,05", "12,5"], "table", task="regression")
+    assert reading.notes == ("read as numbers with a decimal comma: '1,50' is 1.50",)
+
+
 def test_points_beside_commas_are_refused():
     with pytest.raises(LabelError, match=r"decimal points \('1.5'\) and with decimal commas"):
         interpret(["1.5", "2,5", "3,25", "4,75"], "table", column="activity")

@@ -40,6 +40,36 @@ def test_model_takes_labels_from_headers_and_refuses_unknown_ones(folder):
         read_for_model([bad], data.tokenizer, data.codec)
 
 
+def test_model_reads_names_as_training_did(folder):
+    rng = random.Random(3)
+    records = {f"r{n}": "".join(rng.choices(AMINO_ACIDS, k=30)) for n in range(20)}
+    labels = folder.table({key: ["a;", "b;"][n % 2] for n, key in enumerate(records)})
+    data = prepare_data(train=[folder.fasta("train.fa", records)], labels=[labels])
+    assert data.codec.classes == ("a", "b")
+    fasta = folder.write("x.fa", ">x label='b;'\nMKV\n>y label=a\nMKVL\n")
+    assert read_for_model([fasta], data.tokenizer, data.codec).dataset.targets.tolist() == [1, 0]
+
+
+def test_model_refuses_missing_labels_or_leaves_them_out(folder):
+    data = trained(folder)
+    fasta = folder.write("x.fa", ">x label=b\nMKV\n>y label=NA\nMKVL\n>z\nMKA\n")
+    with pytest.raises(LabelError, match=r"2 records cannot be used(.|\n)*with --on-error skip"):
+        read_for_model([fasta], data.tokenizer, data.codec)
+    found = read_for_model([fasta], data.tokenizer, data.codec, on_error="skip")
+    assert list(found.dataset.ids) == ["x"]
+    assert [each.id for each in found.rejects] == ["y", "z"]
+    assert "'NA' is a missing value" in found.rejects[0].reason
+    assert list(found.rows()) == [0, *found.rejects]
+
+
+def test_mask_in_headers_of_sequences_is_said_not_to_be_read(folder):
+    data = trained(folder)
+    fasta = folder.write("x.fa", ">x MASK=011\nMKV\n>y\nMKVL\n")
+    labels = folder.table({"x": "a", "y": "b"})
+    found = read_for_model([fasta], data.tokenizer, data.codec, labels=[labels])
+    assert any("MASK=... in the headers of the sequences is not read" in n for n in found.notes)
+
+
 def test_model_applies_its_length_limit(folder):
     data = trained(folder)
     fasta = folder.write("x.fa", ">x label=b\nMKVLA\n>y label=a\nMK\n")
