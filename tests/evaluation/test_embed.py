@@ -138,10 +138,10 @@ def test_the_examples_of_the_documentation_run(
     fasta = random_fasta(tmp_path / "records.fasta", [30, 40, 20] * 10)
     embed_file(run, fasta, tmp_path / "records.npz")
     embed_file(run, fasta, tmp_path / "residues.npz", "--per-residue")
-    rows = "".join(f"r{i}\t{'ab'[i % 2]}\n" for i in range(30))
-    (tmp_path / "labels.tsv").write_text("id\tlabel\n" + rows)
+    rows = "".join(f"r{i}\t{'ab'[i % 2]}\ttrain\n" for i in range(30))
+    (tmp_path / "labels.tsv").write_text("id\tlabel\tsplit\n" + rows)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(import numpy.*?)```", PAGE.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(import .*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 2
     for code in blocks:
         assert "umap" not in code
