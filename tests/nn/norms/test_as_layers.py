@@ -58,7 +58,6 @@ def example(channel_dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, torch.rand(3, 6, generator=generator) < 0.7
 
 
-@pytest.mark.parametrize("path", ["rows", "masked"], indirect=True)
 @pytest.mark.parametrize("given", ["no mask", "a mask", "a mask of channels"])
 @pytest.mark.parametrize("channel_dim", [1, -1])
 @pytest.mark.parametrize("name", NORMS)
@@ -74,7 +73,6 @@ def test_what_comes_of_contiguous_features_is_contiguous(
     assert x.grad.is_contiguous()
 
 
-@pytest.mark.parametrize("path", ["rows", "masked"], indirect=True)
 @pytest.mark.parametrize("channel_dim", [1, -1])
 @pytest.mark.parametrize("name", [name for name in NORMS if name != "batch, evaluation"])
 def test_an_input_changed_before_backward_is_refused_as_in_torch(
@@ -430,7 +428,7 @@ def test_an_exported_program_holds_no_size_that_only_chose_a_kernel(
     shapes = ({0: size, 2: length}, {0: size, 1: length})
     given = (x, mask) if masked else (x,)
     program = torch.export.export(build(), given, dynamic_shapes=shapes[: len(given)])
-    for shape in ((4, 20), (2, 2), (3, 40)):
+    for shape in ((4, 20), (2, 2), (9, 40)):
         x, mask = torch.randn(shape[0], 16, shape[1]), torch.rand(shape) < 0.7
         given = (x, mask) if masked else (x,)
         torch.testing.assert_close(program.module()(*given), build()(*given))
