@@ -115,6 +115,9 @@ class DataConfig:
     """``point`` or ``comma`` before the fractions of numbers; none: told from the labels."""
     on_error: str = "fail"
     """What happens to records whose label is missing: ``fail``, or ``skip``, counted."""
+    unseen: str = "error"
+    """What happens to a class that occurs outside the training part alone: ``error``, or ``miss``:
+    its records count as missed."""
     max_length: int | None = None
     """Longest sequence, in residues, that is taken as it is; none: no limit."""
     overlong: str = "error"
@@ -130,6 +133,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         one_of(self.decimal, "data.decimal", ("point", "comma"))
         one_of(self.on_error, "data.on_error", ("fail", "skip"))
+        one_of(self.unseen, "data.unseen", ("error", "miss"))
         one_of(self.overlong, "data.overlong", ("error", "truncate", "skip"))
         one_of(self.split_method, "data.split_method", ("random", "stratified", "similarity"))
         _between(self.max_length, "data.max_length", 1, MOST_POSITIONS, _TOO_MANY)

@@ -110,6 +110,7 @@ def plan_run(
         ignore_labels=part.ignore_labels,
         decimal=part.decimal,
         on_error=part.on_error,
+        unseen=part.unseen,
         max_length=part.max_length,
         overlong=part.overlong,
         valid_fraction=part.valid_fraction,

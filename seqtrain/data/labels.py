@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -141,6 +141,11 @@ class LabelCodec:
     def of_letters(cls, letters: str) -> "LabelCodec":
         """The codec of masked language modelling: the classes are the letters themselves."""
         return cls("mlm", tuple(letters), ignore=("-",))
+
+    def with_classes(self, names: Iterable[str]) -> "LabelCodec":
+        """The same codec with more classes, which training has not seen."""
+        classes = {*self.classes, *names}
+        return replace(self, classes=tuple(sorted(classes, key=_by_value(classes))))
 
     @property
     def is_wide(self) -> bool:

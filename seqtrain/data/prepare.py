@@ -28,6 +28,7 @@ from seqtrain.data.splits import SPLITS
 from seqtrain.data.store import is_store
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.data.tokenizer import Tokenizer
+from seqtrain.data.unseen import UNSEEN_HINT, unseen_classes, unseen_words
 from seqtrain.data.unused import unused_settings
 from seqtrain.errors import DataError, LabelError
 
@@ -79,6 +80,7 @@ def prepare_data(
     ignore_labels: Sequence[str] = (),
     decimal: str | None = None,
     on_error: str = "fail",
+    unseen: str = "error",
     max_length: int | None = None,
     overlong: str = "error",
     valid_fraction: float = 0.1,
@@ -114,6 +116,8 @@ def prepare_data(
         ignore_labels: Residue labels without target, or names that are no class (multilabel).
         decimal: ``point`` or ``comma`` before the fractions of numbers; none: told from the labels.
         on_error: ``fail`` where labels are missing, or ``skip``: leave these records out.
+        unseen: ``error`` where a class occurs outside train alone, or ``miss``: the model gets an
+            output for it that training never asks for.
         max_length: Longest sequence in residues; none: no limit.
         overlong: What happens to longer ones: ``error``, ``truncate`` or ``skip``.
         valid_fraction: Share of train for validation.
@@ -199,7 +203,14 @@ def prepare_data(
     fractions = (valid_fraction, test_fraction)
     found.warnings.extend(unused_settings(asked, given, table, splits, fractions))
     codec = fit(partition.parts)
-    parts = _divided(pieces, partition.parts, table, codec, tokenizer)
+    strange = unseen_classes(codec, values, partition.parts)
+    if strange and unseen == "miss":
+        found.warnings.append(f"{unseen_words(strange)}; their records count as missed")
+        codec = codec.with_classes(strange)
+    try:
+        parts = _divided(pieces, partition.parts, table, codec, tokenizer)
+    except LabelError as error:
+        raise LabelError(f"{error}{UNSEEN_HINT}" if strange else str(error)) from None
     told = "that of the stores" if is_store(paths[0]) else "told from the letters"
     how = {
         "alphabet": "given" if alphabet else told,
