@@ -19,6 +19,8 @@ RECORDS_PER_BATCH = 32
 MIN_STEPS_PER_EPOCH = 40
 TARGET_STEPS = 4000
 TOKENS_RANGE = (1024, 16384)
+NARROWEST = 64
+"""Channels for the smallest data."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def choose_settings(
 
 def _embed_dim(residues: int) -> int:
     """Wider for more data: 64 below 100,000 residues, 128 above 2 million."""
-    return 64 if residues < 100_000 else 96 if residues < 2_000_000 else 128
+    return NARROWEST if residues < 100_000 else 96 if residues < 2_000_000 else 128
 
 
 def _max_tokens(residues: int, mean_length: float) -> int:

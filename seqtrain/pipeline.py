@@ -21,7 +21,7 @@ from seqtrain.data.labels import is_regression
 from seqtrain.data.leaks import leak_warnings
 from seqtrain.data.prepare import PreparedData, prepare_data
 from seqtrain.data.uniform import is_uniform
-from seqtrain.defaults import Choice, choose_settings
+from seqtrain.defaults import NARROWEST, Choice, choose_settings
 from seqtrain.errors import CheckpointError, ConfigError
 from seqtrain.evaluation.applicability import TrainingRange, alphabet_warning
 from seqtrain.evaluation.predict import fingerprint
@@ -42,7 +42,12 @@ from seqtrain.training.device import (
 )
 from seqtrain.training.events import Observer
 from seqtrain.training.losses import class_weights_from_counts
-from seqtrain.training.memory import MOST, available_memory, forward_bytes
+from seqtrain.training.memory import (
+    MOST,
+    available_memory,
+    forward_bytes,
+    longest_in_one_pass,
+)
 from seqtrain.training.objective import Objective
 from seqtrain.training.outputs import Outputs, score_outputs
 from seqtrain.training.pretrained import check_fits, load_encoder
@@ -123,6 +128,7 @@ def plan_run(
             if f"data.{field.name}" in given
             or getattr(part, field.name) != getattr(DataConfig(), field.name)
         },
+        most=_most_residues(config),
     )
     alphabet = data.tokenizer.alphabet.name
     resolved, choices = choose_settings(
@@ -150,6 +156,17 @@ def _part_warnings(data: PreparedData) -> list[str]:
     if all(said):  # of all records the report says so
         said = []
     return [text for text in said if text is not None] + leak_warnings(parts)
+
+
+def _most_residues(config: RunConfig) -> int | None:
+    """Residues that even the narrowest model cannot read in one piece; None if memory is unknown.
+
+    Known before the data are, so that a huge record is refused as soon as it is read;
+    :func:`_check_room` asks again once the model is chosen.
+    """
+    width = config.encoder.embed_dim or NARROWEST
+    narrowest = dataclasses.replace(config.encoder, embed_dim=width)
+    return longest_in_one_pass(narrowest, device=choose_device(config.trainer.device))
 
 
 def _check_room(config: RunConfig, data: PreparedData) -> None:

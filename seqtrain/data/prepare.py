@@ -90,6 +90,7 @@ def prepare_data(
     asked: Collection[str] = (),
     settable: bool = True,
     read: tuple[Sequence[Tokenized], Tokenizer] | None = None,
+    most: int | None = None,
 ) -> PreparedData:
     """Records of all files, tokenized, labelled and split.
 
@@ -128,6 +129,7 @@ def prepare_data(
         asked: Names of these settings that are to be told if they have nothing to do.
         settable: Whether messages may propose settings; not where the user cannot give any.
         read: Records of the files and what read their letters, if they were read before.
+        most: Residues of the longest record that fits into memory; none: not known.
 
     Raises:
         FastaError: A file or some of its records cannot be used.
@@ -161,6 +163,8 @@ def prepare_data(
     }
     form = "set tokenizer.{}=unknown" if settable else ""
     pieces, tokenizer = read or read_tokenized(paths, settings, max_length, overlong, form)
+    if most is not None:
+        _refuse_over(pieces, most)
     headers = Headers(pieces)
     unlabelled: list[Reject] = []
     if task == "mlm":
@@ -230,6 +234,20 @@ def prepare_data(
         ids=ids,
         parts=partition.parts,
     )
+
+
+def _refuse_over(pieces: Sequence[Tokenized], most: int) -> None:
+    """Refuse a record that no model can read, before more memory is taken for it."""
+    for piece in pieces:
+        lengths = piece.sequences.lengths
+        place = int(lengths.argmax()) if len(lengths) else 0
+        if len(lengths) and lengths[place] > most:
+            raise DataError(
+                f"record {piece.sequences.ids[place]!r}: {lengths[place]:,} residues do not fit "
+                f"into memory in one piece, about {most:,} do. Cut longer records with "
+                f"data.max_length={most} data.overlong=truncate, or leave them out with "
+                "data.overlong=skip."
+            )
 
 
 def _divided(

@@ -307,3 +307,16 @@ def test_a_line_end_within_a_quoted_class_is_refused(folder):
     train = folder.fasta("a.fa", peptides(20))
     message = error_of(LabelError, train=[train], labels=[labels], task="classification")
     assert "U+000A" in message
+
+
+def test_a_record_that_fits_into_no_memory_is_refused_as_soon_as_it_is_read(folder, monkeypatch):
+    """Before letters are hidden, which takes many times the memory of the record itself."""
+
+    def not_reached(*_):
+        raise AssertionError("the record went on to be masked")
+
+    monkeypatch.setattr("seqtrain.data.prepare._divided", not_reached)
+    records = peptides(30) | {"huge": "MKVL" * 100}
+    message = error_of(DataError, train=[folder.fasta("a.fa", records)], task="mlm", most=399)
+    assert message.startswith("record 'huge': 400 residues do not fit into memory in one piece")
+    assert "data.max_length=399 data.overlong=truncate" in message
