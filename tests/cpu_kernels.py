@@ -12,7 +12,7 @@ from masked_inputs import make_mask, poisoned
 from torch import Tensor, nn
 
 from seqtrain.nn.norms import MaskedBatchNorm1d
-from seqtrain.nn.norms.kernels import choice, cpu, cpu_loops
+from seqtrain.nn.norms.kernels import choice, cpu, cpu_loops, cpu_loops_first
 
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -23,18 +23,25 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @functools.cache
-def python_loops() -> ModuleType:
-    """``cpu_loops`` with nothing compiled, to be watched at work."""
+def python_loops() -> cpu.Loops:
+    """The loops with nothing compiled, to be watched at work."""
     plain = ModuleType("numba")
     plain.njit, plain.prange = lambda **options: lambda function: function, range
-    spec = importlib.util.spec_from_file_location("python_loops", cpu_loops.__file__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", plain)
+        rows = _load("python_loops", cpu_loops.__file__)
+        patch.setitem(sys.modules, cpu_loops.__name__, rows)
+        first = _load("python_loops_first", cpu_loops_first.__file__)
+    rows.usable_threads = lambda: 1
+    return cpu.Loops(rows, first)
+
+
+def _load(name: str, path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "numba", plain)
-        spec.loader.exec_module(found)
-    found.usable_threads = lambda: 1
+    spec.loader.exec_module(found)
     return found
 
 
@@ -42,6 +49,7 @@ def finely(patch: pytest.MonkeyPatch, loops_in: str) -> None:
     """Cut up the smallest input, and run the loops as Python or as machine code."""
     patch.setattr(cpu, "SMALLEST", 0)
     patch.setattr(cpu, "TILE", 1)  # which is eight rows
+    patch.setattr(cpu, "PIECE", 7)
     patch.setattr(cpu, "WORTH_A_THREAD", 1)
     if loops_in == "python":
         patch.setattr(cpu, "find_loops", python_loops)

@@ -18,7 +18,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqtrain.nn.norms import MaskedBatchNorm1d, masked_batch_norm
-from seqtrain.nn.norms.kernels import choice, cpu, cpu_loops
+from seqtrain.nn.norms.kernels import choice, cpu, cpu_loops, cpu_loops_first
 from seqtrain.nn.norms.kernels.call import Call
 from seqtrain.nn.norms.moments import Moments
 from seqtrain.nn.norms.running import RunningStatistics
@@ -151,7 +151,7 @@ def test_autograd_learns_that_buffers_moved(monkeypatch: pytest.MonkeyPatch) -> 
     assert after == (before[0] + 1, before[1] + 1)
 
 
-@pytest.mark.parametrize("loops", [python_loops(), cpu_loops])
+@pytest.mark.parametrize("loops", [python_loops().rows, cpu_loops])
 @pytest.mark.parametrize("kind", KINDS)
 def test_places_of_real_rows_are_found(kind: str, loops: ModuleType) -> None:
     mask = make_mask(kind, 3, 9, torch.Generator().manual_seed(1)).numpy().ravel()
@@ -160,6 +160,60 @@ def test_places_of_real_rows_are_found(kind: str, loops: ModuleType) -> None:
     n = loops.find(mask, places[:27])
     assert np.array_equal(places[:n], mask.nonzero()[0])
     assert places[27] == -1
+
+
+@pytest.mark.parametrize("loops", [python_loops().first, cpu_loops_first])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_hold_every_real_position_once_and_end_with_one(
+    kind: str, loops: ModuleType
+) -> None:
+    mask = make_mask(kind, 3, 9, torch.Generator().manual_seed(1)).numpy()
+    pieces = np.full((10, 4), -1)
+    n = loops.cut(mask * np.uint8(2), 4, pieces[:9])
+    covered = np.zeros_like(mask)
+    for b, begin, end, size in pieces[:n]:
+        assert end - begin <= 4
+        assert mask[b, begin]
+        assert mask[b, end - 1]
+        assert mask[b, begin:end].sum() == size
+        covered[b, begin:end] |= mask[b, begin:end]
+    assert np.array_equal(covered, mask)
+    assert (pieces[n:] == -1).all()
+
+
+@pytest.mark.parametrize("loops_in", ["python", "machine code"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("relu", [False, True])
+def test_channels_first_are_what_channels_last_are(
+    loops_in: str, dtype: torch.dtype, relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any rank, read as it lies in memory."""
+    finely(monkeypatch, loops_in)
+    x, mask, grad = some_input((4, 30, 5), "interior", dtype, 4)
+    shapes = {"1d": (4, 30), "2d": (4, 6, 5), "3d": (4, 2, 5, 3)}
+    found = {}
+    for name, shape in shapes.items():
+        for channel_dim in (1, -1):
+            norm = made(5, dtype, channel_dim=-1)
+            leaf, residual, g = (
+                t.view(*shape, 5).movedim(-1, channel_dim).contiguous() for t in (x, x * 2, grad)
+            )
+            leaf.requires_grad_()
+            residual.requires_grad_()
+            options = {"channel_dim": channel_dim, "relu": relu, "residual": residual}
+            buffers = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            out = masked_batch_norm(leaf, mask.view(shape), *buffers, True, **options)
+            out.backward(g)
+            results = [out, leaf.grad, residual.grad]
+            assert all(t.is_contiguous() for t in results)
+            results = [t.movedim(channel_dim, -1).reshape(4, 30, 5) for t in results]
+            found[name, channel_dim] = [*results, norm.weight.grad, norm.bias.grad, *buffers[:2]]
+    expected = found.pop(("1d", -1))
+    tolerance = 200 * torch.finfo(dtype).eps
+    for key, values in found.items():
+        for value, other in zip(values, expected, strict=True):
+            torch.testing.assert_close(value, other, rtol=tolerance, atol=tolerance, msg=str(key))
+        assert all((value[~mask] == 0).all() for value in values[:3])
 
 
 def test_a_constant_channel_comes_out_as_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,8 +549,8 @@ def test_only_wanted_gradients_are_computed(monkeypatch: pytest.MonkeyPatch) -> 
     finely(monkeypatch, "python")
     x, mask, grad = some_input((2, 12, 3), "left", torch.float32, 2)
     norm = made(3, torch.float32, channel_dim=-1)
-    monkeypatch.setattr(python_loops(), "gradient", lambda *call: pytest.fail("not wanted"))
-    monkeypatch.setattr(python_loops(), "pick", lambda *call: pytest.fail("not wanted"))
+    monkeypatch.setattr(python_loops().rows, "gradient", lambda *call: pytest.fail("not wanted"))
+    monkeypatch.setattr(python_loops().rows, "pick", lambda *call: pytest.fail("not wanted"))
     norm(x, mask, residual=torch.zeros_like(x)).backward(grad)
     assert norm.weight.grad is not None
 

@@ -116,9 +116,10 @@ def test_few_rows_are_not_worth_a_thread(
     loops = SimpleNamespace(
         usable_threads=lambda: 16, rescale=lambda threads, *rest: used.append(threads)
     )
-    monkeypatch.setattr(cpu, "find_loops", lambda: loops)
+    monkeypatch.setattr(cpu, "find_loops", lambda: cpu.Loops(loops, loops))
     monkeypatch.setattr(cpu, "WORTH_A_THREAD", 1000)
-    cpu._run("rescale", torch.arange(rows), torch.zeros(rows, 1))
+    real = cpu.Real(torch.arange(rows), rows, None, -1)
+    cpu._run("rescale", real, torch.zeros(rows, 1))
     assert used == [expected]
 
 
@@ -165,7 +166,7 @@ assert torch.get_num_threads() == 2
 """
 
 FORKED = """
-assert cpu.find_loops()._threading_layer.cache_info().currsize == 1
+assert cpu.find_loops().rows._threading_layer.cache_info().currsize == 1
 child = os.fork()
 signal.alarm(60)
 assert torch.equal(norm(x, mask), out)
@@ -183,7 +184,7 @@ threads = [threading.Thread(target=work) for _ in range(3)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 assert not wrong
-assert cpu.find_loops().usable_threads() == 1
+assert cpu.find_loops().rows.usable_threads() == 1
 """
 
 
@@ -348,7 +349,7 @@ def test_machine_code_is_kept_and_found_again(tmp_path: Path) -> None:
 
 def test_errors_of_compiled_loops_are_raised() -> None:
     with pytest.raises(numba.TypingError):
-        cpu_loops.rescale(1, np.arange(3), np.zeros((3, 2)), "no array", 1, 2, 3, 4)
+        cpu_loops.rescale(1, np.arange(3), np.zeros((3, 2)), 1, "no array", 2, 3, 4)
     loop = a_loop()
     loop._serial = lambda rows, x: x[rows[0]]
     with pytest.raises(IndexError):

@@ -2,9 +2,10 @@
 
 import functools
 import importlib
+import math
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -26,12 +27,50 @@ SMALLEST = 2**11
 TILE = 2**14
 """Elements of a tile, which is to stay in the cache while it is read twice."""
 
+PIECE = 2**9
+"""Positions of a piece, where channels come first."""
+
 WORTH_A_THREAD = 2**16
 """Elements of real rows for each thread: to wake one takes the time of about half as many."""
+
+_FILES = ("cpu_loops", "cpu_loops_first")
 
 DTYPES = (torch.float32, torch.float64)
 
 _home = os.getpid()
+
+
+class Real(NamedTuple):
+    """Where the real positions of a batch are, as the loops for its layout take it."""
+
+    places: Tensor
+    """``(n,)``, the indices of rows whose channels lie side by side, or the pieces ``(K, 4)``."""
+    size: int
+    """Number of real positions."""
+    mask: Tensor | None
+    """``(B, L)`` as bytes, for pieces."""
+    channel_dim: int
+
+    def view(self, values: Tensor) -> Tensor:
+        """``(N, C)`` or ``(B, C, L)``, contiguous, unseen by autograd."""
+        values, at = values.detach(), self.channel_dim % values.ndim
+        if self.mask is not None:
+            shape = values.shape
+            return values.contiguous().view(len(self.mask), shape[at], self.mask.shape[1])
+        values = values if at == values.ndim - 1 else values.movedim(at, -1)
+        return values.contiguous().view(-1, values.shape[-1])
+
+    def new(self, x: Tensor, wanted: bool = True) -> Tensor:
+        """Memory for what a loop returns in the form of ``x``; without any row if not wanted."""
+        x = x if wanted else x[:0]
+        return torch.empty_like(x) if self.mask is None else torch.zeros_like(x)
+
+    def shaped(self, found: Tensor, like: Tensor) -> Tensor:
+        """What a loop returned, in the shape and order in which features were given."""
+        if self.mask is not None or self.channel_dim % like.ndim == like.ndim - 1:
+            return found.view(like.shape)
+        moved = found.view(like.movedim(self.channel_dim, -1).shape)
+        return laid_out(moved.movedim(-1, self.channel_dim), like)
 
 
 def batch_norm(call: Call) -> Tensor | None:
@@ -42,34 +81,44 @@ def batch_norm(call: Call) -> Tensor | None:
     """
     if not _is_covered(call):
         return None
-    places = _places(call.mask)
+    real = find_real(call)
     if call.training:
-        if len(places) < max(call.min_count, 1):
+        if real.size < max(call.min_count, 1):
             return None
         out: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]
-            call.input, call.mask, call.weight, call.bias, call.residual, places, call
+            call.input, call.mask, call.weight, call.bias, call.residual, real, call
         )
         return out
     if torch.is_grad_enabled() and any(t.requires_grad for t in _differentiable(call)):
         return None
-    return _rescale(call, places)
+    return _rescale(call, real)
+
+
+class Loops(NamedTuple):
+    """The modules of compiled loops."""
+
+    rows: ModuleType
+    """``cpu_loops``."""
+    first: ModuleType
+    """``cpu_loops_first``."""
 
 
 @functools.cache
-def find_loops() -> ModuleType | None:
-    """``cpu_loops``, or ``None`` where Numba is missing, does not fit its numpy or is off.
+def find_loops() -> Loops | None:
+    """The loops, or ``None`` where Numba is missing, does not fit its numpy or is off.
 
     Nothing loads Numba before a norm asks: that takes most of a second.
     """
+    folder = "seqtrain.nn.norms.kernels"
     try:
-        loops = importlib.import_module("seqtrain.nn.norms.kernels.cpu_loops")
+        found = Loops(*(importlib.import_module(f"{folder}.{n}") for n in _FILES))
     except ImportError:
         return None
-    return None if loops.is_disabled() else loops
+    return None if found.rows.is_disabled() else found
 
 
 class _Normalize(torch.autograd.Function):
-    """Batch norm by the statistics of the real rows."""
+    """Batch norm by the statistics of the real positions."""
 
     @staticmethod
     def forward(
@@ -79,23 +128,23 @@ class _Normalize(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        places: Tensor,
+        real: Real,
         call: Call,
     ) -> Tensor:
         # The input, not a copy in the order of its rows: autograd refuses one that has changed.
         ctx.save_for_backward(input, mask, weight, bias)
-        ctx.places, ctx.relu, ctx.channel_dim = places, call.relu, call.channel_dim
-        x = _rows(input, call.channel_dim)
+        ctx.real, ctx.relu = real, call.relu
+        x = real.view(input)
         ctx.statistics = torch.empty((3, x.shape[1]), dtype=torch.float64, device="cpu")
         ctx.factors = torch.empty((3, x.shape[1]), dtype=x.dtype, device="cpu")
-        out = torch.empty_like(x)
-        added = x[:0] if residual is None else _rows(residual, call.channel_dim)
+        out = real.new(x)
+        added = x[:0] if residual is None else real.view(residual)
         affine = _vector(weight, x, 1), _vector(bias, x, 0)
-        settings = (call.eps, call.relu, _tile(x))
-        _run("normalize", places, x, added, *affine, *settings, ctx.statistics, ctx.factors, out)
+        found = (ctx.statistics, ctx.factors, out)
+        _run("normalize", real, x, added, *affine, call.eps, call.relu, *found)
         if call.running is not None:
-            _update(call.running, ctx.statistics, len(places), call.momentum)
-        return _shaped(out, input, call.channel_dim)
+            _update(call.running, ctx.statistics, real.size, call.momentum)
+        return real.shaped(out, input)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,56 +157,70 @@ class _Normalize(torch.autograd.Function):
                 "look at the hooks on saved tensors"
             )
         wants_input, _, wants_weight, wants_bias, wants_residual, _, _ = ctx.needs_input_grad
-        x = _rows(input.to(ctx.factors.dtype), ctx.channel_dim)
-        of_input, of_residual = (
-            torch.empty_like(x if wanted else x[:0]) for wanted in (wants_input, wants_residual)
-        )
+        real: Real = ctx.real
+        x = real.view(input.to(ctx.factors.dtype))
+        of_input, of_residual = (real.new(x, wanted) for wanted in (wants_input, wants_residual))
         # autograd casts them to the dtypes of the parameters
         of_weight, of_bias = (x.new_empty(x.shape[1], device="cpu") for _ in range(2))
-        grad = _rows(grad, ctx.channel_dim)
-        known = (ctx.statistics, ctx.factors, ctx.relu, _tile(x))
-        found = (of_weight, of_bias, of_input, of_residual)
-        _run("differentiate", ctx.places, x, grad, *known, *found)
+        known = (real.view(grad), ctx.statistics, ctx.factors, ctx.relu)
+        _run("differentiate", real, x, *known, of_weight, of_bias, of_input, of_residual)
         return (
-            _shaped(of_input, input, ctx.channel_dim) if wants_input else None,
+            real.shaped(of_input, grad) if wants_input else None,
             None,
             of_weight if wants_weight else None,
             of_bias if wants_bias else None,
-            _shaped(of_residual, input, ctx.channel_dim) if wants_residual else None,
+            real.shaped(of_residual, grad) if wants_residual else None,
             None,
             None,
         )
 
 
 @torch.no_grad()
-def _rescale(call: Call, places: Tensor) -> Tensor:
+def _rescale(call: Call, real: Real) -> Tensor:
     """Normalized by the running statistics."""
-    running, x = call.running, _rows(call.input, call.channel_dim)
+    running, x = call.running, real.view(call.input)
     assert running is not None, "evaluation has running statistics"
     mean = running.mean.double()
     centre = mean.to(x.dtype)
     scale = inverse_root(running.var.double(), call.eps) * _vector(call.weight, x, 1)
     scale = scale.to(x.dtype)
     shift = (_vector(call.bias, x, 0) - (mean - centre) * scale).to(x.dtype)
-    added = x[:0] if call.residual is None else _rows(call.residual, call.channel_dim)
-    out = torch.empty_like(x)
-    factors = torch.stack([centre, scale, shift])
-    _run("rescale", places, x, added, factors, call.relu, _tile(x), out)
-    return _shaped(out, call.input, call.channel_dim)
+    added = x[:0] if call.residual is None else real.view(call.residual)
+    out = real.new(x)
+    _run("rescale", real, x, added, torch.stack([centre, scale, shift]), call.relu, out)
+    return real.shaped(out, call.input)
 
 
-def _run(name: str, places: Tensor, x: Tensor, *arguments: Tensor | float) -> None:
+def find_real(call: Call) -> Real:
+    """Where the real positions are: in pieces, if channels come first in memory, else by rows."""
+    loops, input = find_loops(), call.input
+    assert loops is not None, "a covered call has loops"
+    mask, at = call.mask.detach().contiguous(), call.channel_dim % input.ndim
+    length = math.prod(input.shape[at + 1 :])
+    if length > 1 and input.is_contiguous():
+        real = mask.view(torch.uint8).view(-1, length)
+        pieces = torch.empty(len(real) * -(-length // PIECE), 4, dtype=torch.int64, device="cpu")
+        pieces = pieces[: loops.first.cut(_array(real), PIECE, _array(pieces))]
+        return Real(pieces, int(pieces[:, 3].sum()), real, call.channel_dim)
+    places = torch.empty(mask.numel(), dtype=torch.int64, device="cpu")
+    size = loops.rows.find(_array(mask.view(torch.uint8).view(-1)), _array(places))
+    return Real(places[:size], size, None, call.channel_dim)
+
+
+def _run(name: str, real: Real, x: Tensor, *arguments: Tensor | float) -> None:
     """Call a loop by its name, on as many of torch's number of threads as there is work for.
 
     On one in a forked process, which has none of its parent's threads: OpenMP would end it.
     """
     loops = find_loops()
     assert loops is not None, "a covered call has loops"
-    num_threads = min(torch.get_num_threads(), len(places) * x.shape[1] // WORTH_A_THREAD)
+    num_threads = min(torch.get_num_threads(), real.size * x.shape[1] // WORTH_A_THREAD)
     if num_threads > 1:
-        num_threads = min(num_threads, loops.usable_threads()) if os.getpid() == _home else 1
+        num_threads = min(num_threads, loops.rows.usable_threads()) if os.getpid() == _home else 1
+    loop = getattr(loops.rows if real.mask is None else loops.first, name)
+    where = _tile(x) if real.mask is None else _array(real.mask)
     arrays = (_array(a) if isinstance(a, Tensor) else a for a in arguments)
-    getattr(loops, name)(max(num_threads, 1), _array(places), _array(x), *arrays)
+    loop(max(num_threads, 1), _array(real.places), _array(x), where, *arrays)
 
 
 def _array(values: Tensor) -> Array:
@@ -166,35 +229,6 @@ def _array(values: Tensor) -> Array:
         raise RuntimeError(f"expected memory behind a tensor of shape {tuple(values.shape)}")
     found: Array = values.numpy()
     return found
-
-
-def _rows(values: Tensor, channel_dim: int) -> Tensor:
-    """``(N, C)``, contiguous, unseen by autograd."""
-    values = values.detach()
-    if not _is_last(channel_dim, values):
-        values = values.movedim(channel_dim, -1)
-    return values.contiguous().view(-1, values.shape[-1])
-
-
-def _shaped(rows: Tensor, like: Tensor, channel_dim: int) -> Tensor:
-    """Rows in the shape and order they came from."""
-    if _is_last(channel_dim, like):
-        return rows.view(like.shape)
-    out = rows.view(like.movedim(channel_dim, -1).shape).movedim(-1, channel_dim)
-    return laid_out(out, like)
-
-
-def _is_last(channel_dim: int, values: Tensor) -> bool:
-    return channel_dim % values.ndim == values.ndim - 1
-
-
-def _places(mask: Tensor) -> Tensor:
-    """The indices of the real rows, int64, rising."""
-    loops = find_loops()
-    assert loops is not None, "a covered call has loops"
-    mask = mask.detach().contiguous().view(-1)
-    places = torch.empty(mask.numel(), dtype=torch.int64, device="cpu")
-    return places[: loops.find(_array(mask.view(torch.uint8)), _array(places))]
 
 
 def _tile(x: Tensor) -> int:
@@ -212,20 +246,21 @@ def _vector(values: Tensor | None, like: Tensor, default: float) -> Tensor:
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Those of input, mask, weight, bias and residual, by the plain form."""
     input, mask, weight, bias = ctx.saved_tensors
-    mask = view_mask(mask, input, ctx.channel_dim)
+    channel_dim = ctx.real.channel_dim
+    mask = view_mask(mask, input, channel_dim)
     of_residual = select_real(grad, mask) if ctx.needs_input_grad[4] else None
     with torch.enable_grad():
-        input, mask, grad = (t.movedim(ctx.channel_dim, -1) for t in (input, mask, grad))
+        input, mask, grad = (t.movedim(channel_dim, -1) for t in (input, mask, grad))
     if ctx.relu:
         centre, scale, shift = ctx.factors
         normal = (input.detach().to(scale.dtype) - centre) * scale + shift
         grad = torch.where(normal <= 0, grad.new_zeros(()), grad)
     mean, _, invstd = ctx.statistics
-    share = torch.full_like(mean, 1 / len(ctx.places))
+    share = torch.full_like(mean, 1 / ctx.real.size)
     statistics = Statistics(mean, invstd, share, share, tuple(range(input.ndim - 1)))
     of_input, *others = differentiable_backward(grad, input, mask, weight, bias, statistics)
     if of_input is not None:
-        of_input = of_input.movedim(-1, ctx.channel_dim)
+        of_input = of_input.movedim(-1, channel_dim)
     return of_input, *others, of_residual
 
 

@@ -45,6 +45,11 @@ def inner(function: Callable[..., Any]) -> Any:
     return numba.njit(**OPTIONS)(inspect.unwrap(function))
 
 
+def summing(function: Callable[..., Any]) -> Any:
+    """The same of a loop that adds side by side what lies side by side, in another order."""
+    return numba.njit(fastmath={"reassoc"}, **OPTIONS)(inspect.unwrap(function))
+
+
 class Loop:
     """A function over ``prange``, compiled when it is first called, for one thread or for several.
 
@@ -164,12 +169,12 @@ def _threading_layer() -> str | None:
 def normalize(
     rows: Array,
     x: Array,
+    tile: int,
     residual: Array,
     weight: Array,
     bias: Array,
     eps: float,
     relu: bool,
-    tile: int,
     statistics: Array,
     factors: Array,
     out: Array,
@@ -179,21 +184,24 @@ def normalize(
     Args:
         rows: See above, like all that follows.
         x: Features.
+        tile: Number of rows in each tile but the last.
         residual: Like ``x``, or of no rows.
         weight: ``(C,)`` in the dtype of ``x``, like ``bias``.
         bias: Likewise.
         eps: Added to the variance.
         relu: Whether to replace negative values by 0.
-        tile: Number of rows in each tile but the last.
         statistics: Becomes mean, sum of squared deviations and invstd, float64 ``(3, C)``.
         factors: Becomes the factors.
         out: Becomes the result, 0 at all other rows.
     """
     num_tiles, C = max(1, -(-len(rows) // tile)), x.shape[1]
     tiles, scratch = np.empty((2, num_tiles, C)), np.empty((num_tiles, 3, C), x.dtype)
+    sizes = np.empty(num_tiles, np.int64)
     for k in prange(num_tiles):
-        moments(rows[k * tile : (k + 1) * tile], x, tiles[0, k], tiles[1, k], scratch[k])
-    merge_moments(len(rows), tile, tiles[0], tiles[1], statistics)
+        these = rows[k * tile : (k + 1) * tile]
+        sizes[k] = len(these)
+        moments(these, x, tiles[0, k], tiles[1, k], scratch[k])
+    merge_moments(sizes, tiles[0], tiles[1], statistics)
     set_factors(len(rows), eps, weight, bias, statistics, factors)
     for k in prange(num_tiles):
         transform(k * tile, tile, rows, x, residual, factors, relu, out)
@@ -201,7 +209,7 @@ def normalize(
 
 @Loop
 def rescale(
-    rows: Array, x: Array, residual: Array, factors: Array, relu: bool, tile: int, out: Array
+    rows: Array, x: Array, tile: int, residual: Array, factors: Array, relu: bool, out: Array
 ) -> None:
     """The same by factors that are known before."""
     for k in prange(max(1, -(-len(rows) // tile))):
@@ -212,11 +220,11 @@ def rescale(
 def differentiate(
     rows: Array,
     x: Array,
+    tile: int,
     grad: Array,
     statistics: Array,
     factors: Array,
     relu: bool,
-    tile: int,
     of_weight: Array,
     of_bias: Array,
     of_input: Array,
@@ -227,11 +235,11 @@ def differentiate(
     Args:
         rows: As there, like all that follows.
         x: Features.
+        tile: As there.
         grad: That of the result, like ``x``.
         statistics: From there.
         factors: From there.
         relu: As there.
-        tile: As there.
         of_weight: Becomes that of the weight, ``(C,)`` in the dtype of ``x``.
         of_bias: Likewise.
         of_input: Becomes that of the features, 0 at all other rows, unless it has no rows.
@@ -292,15 +300,16 @@ def moments(rows: Array, x: Array, mean: Array, m2: Array, scratch: Array) -> No
 
 
 @inner
-def merge_moments(size: int, tile: int, means: Array, squares: Array, statistics: Array) -> None:
+def merge_moments(sizes: Array, means: Array, squares: Array, statistics: Array) -> None:
     """The moments of all tiles, as in Chan, Golub and LeVeque 1983."""
     mean, m2 = statistics[0], statistics[1]
     mean[:] = 0
     m2[:] = 0
+    before = 0
     for k in range(len(means)):
-        before = k * tile
-        n = min(tile, size - before)
+        n = sizes[k]
         share, weight = n / (before + n), n * before / (before + n)
+        before += n
         for c in range(len(mean)):
             step = means[k, c] - mean[c]
             mean[c] += step * share
