@@ -219,3 +219,16 @@ def test_a_mask_of_the_wrong_length_is_refused_within_a_model() -> None:
         pytest.raises(ValueError, match="does not fit"),
     ):
         model(torch.zeros(1, 1, 6, 6))
+
+
+def test_compiled_code_reads_the_mask_of_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile traces, as test_traced.py has it do: no ContextVar is asked."""
+    mask = torch.ones(1, dtype=torch.bool)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with mask_context(mask):
+        assert given_or_current(None) is mask
+    assert given_or_current(None) is None
+    monkeypatch.setattr(context._of_coroutines, "any", True)
+    assert given_or_current(mask) is mask
+    with pytest.raises(RuntimeError, match="open in a coroutine"):
+        given_or_current(None)

@@ -80,3 +80,14 @@ def test_the_norm_gets_real_rows_alone() -> None:
     assert torch.equal(over_real_rows(unchanged, x, whole, -1), out)
     assert over_real_rows(unchanged, x.to("meta"), mask[..., None].to("meta"), -1).is_meta
     assert seen[1:] == [(x.shape, None, -1), (x.shape, whole, -1), (x.shape, seen[3][1], -1)]
+
+
+def test_parameters_alone_get_a_gradient_where_features_need_none() -> None:
+    x, mask = torch.randn(4, 6, 3), torch.rand(4, 6) < 0.5
+    norm, again = (MaskedBatchRenorm1d(3, channel_dim=-1) for _ in range(2))
+    norm(x, mask).square().sum().backward()
+    leaf = x.clone().requires_grad_()
+    again(leaf, mask).square().sum().backward()
+    for ours, expected in zip(norm.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours.grad, expected.grad)
+    assert leaf.grad is not None

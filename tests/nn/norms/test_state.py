@@ -19,6 +19,7 @@ from seqtrain.nn.norms import (
     MaskedBatchNorm3d,
     masked_batch_norm,
 )
+from seqtrain.nn.norms.running import write
 
 
 def batches(count: int, channels: int = 2) -> list[tuple[Tensor, Tensor]]:
@@ -260,3 +261,9 @@ def test_a_lazy_norm_is_filled_from_a_checkpoint() -> None:
     x, mask = torch.randn(2, 3, 4), torch.ones(2, 4, dtype=torch.bool)
     assert torch.equal(norm.eval()(x, mask), saved.eval()(x, mask))
     assert norm.num_batches_tracked == 1
+
+
+def test_a_buffer_of_another_shape_is_torchs_error() -> None:
+    write(None, torch.zeros(3))
+    with pytest.raises(RuntimeError, match="must match the size"):
+        write(torch.zeros(2), torch.zeros(3))
