@@ -37,11 +37,13 @@ def check_machine(config: RunConfig) -> None:
         return
     weights, free = count_weights(config), free_memory(device)
     if free is not None and weights * BYTES_PER_WEIGHT > free:
+        given = [f"encoder.embed_dim={config.encoder.embed_dim}"]
+        if config.encoder.num_layers is not None:
+            given.append(f"encoder.num_layers={config.encoder.num_layers}")
         raise ConfigError(
-            f"encoder.embed_dim={config.encoder.embed_dim}, encoder.num_layers="
-            f"{config.encoder.num_layers}: a model of {weights:,} weights takes "
+            f"{', '.join(given)}: a model of {weights:,} weights or more takes "
             f"{weights * BYTES_PER_WEIGHT / 1e9:,.1f} GB to train, and {free / 1e9:,.1f} GB of "
-            f"memory are free ({device.type}). Set one of them lower."
+            f"memory are free ({device.type}). Set {given[0].partition('=')[0]} lower."
         )
 
 
