@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from functools import partial
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -35,7 +36,7 @@ class Verbs(typer.core.TyperGroup):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("default", SeqtrainWarning)
-                warnings.showwarning = _show_warning
+                warnings.showwarning = partial(_show_warning, set())
                 result = super().invoke(ctx)
             sys.stdout.flush()
         except (
@@ -52,6 +53,7 @@ class Verbs(typer.core.TyperGroup):
 
 
 def _show_warning(
+    said: set[str],
     message: Warning | str,
     category: type[Warning],
     filename: str,
@@ -59,9 +61,11 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """One line, and the place in the code only for warnings that are not ours."""
+    """One line, once; the place in the code only for warnings that are not ours."""
     if issubclass(category, SeqtrainWarning):
-        print(f"warning: {message}", file=file or sys.stderr)
+        if str(message) not in said:
+            print(f"warning: {message}", file=file or sys.stderr)
+        said.add(str(message))
     else:
         (file or sys.stderr).write(
             warnings.formatwarning(message, category, filename, lineno, line)

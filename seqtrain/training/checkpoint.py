@@ -141,8 +141,12 @@ def load_checkpoint(folder: Path, model: torch.nn.Module) -> dict[str, Any]:
     return state
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path, fix: str = "Copy the run directory anew.") -> None:
     """Refuse a checkpoint that is not as it was written; those of before 0.2 have no checksums.
+
+    Args:
+        folder: The checkpoint.
+        fix: What to do about damage.
 
     Raises:
         CheckpointError: Names the file.
@@ -150,7 +154,6 @@ def check_checkpoint(folder: Path) -> None:
     sums = read_sums(folder)
     if sums is None:
         return
-    fix = f"The checkpoint {folder.name} is damaged; copy the run directory anew."
     check_sums(folder, sums, fix)
     check_sums(folder, sums, fix, [WEIGHTS, STATE])
 

@@ -30,12 +30,12 @@ def newest_whole(run: RunDir) -> Path:
     problems: dict[str, str] = {}
     for folder in _candidates(run):
         try:
-            check_checkpoint(folder)
+            check_checkpoint(folder, fix="")
             if not (folder / TRAINING).is_file():
                 raise CheckpointError(f"{folder / TRAINING}: is missing.")
             found.append((_read_state(folder)["progress"].get("step", 0), folder))
         except CheckpointError as error:
-            problems[folder.name] = str(error)
+            problems[folder.name] = str(error).strip()
     if not found:
         said = next(iter(problems.values()), f"{run.path}: there is no checkpoint.")
         raise CheckpointError(

@@ -44,6 +44,14 @@ def test_an_unfinished_run_is_gone_on_with_and_its_bundle_exported_again(
     assert "not complete" not in say("info", run)
 
 
+def test_what_is_to_be_known_of_a_run_is_said_once(run: Path) -> None:
+    for folder in (run, run / "checkpoints" / "best"):
+        (folder / "SHA256SUMS").unlink()
+    said = CliRunner().invoke(app, ["info", str(run)], catch_exceptions=False)
+    assert said.stderr.count("warning: ") == 1
+    assert "damage to its files cannot be found" in said.stderr
+
+
 def test_what_probabilities_and_lengths_are_is_said(run: Path) -> None:
     said = say("info", run)
     assert "calibrated by temperature scaling (T = 2.5, valid part)" in said
