@@ -31,6 +31,7 @@ ROOMS = (
     "compare",
     "bench",
     "cli",
+    "__main__",
 )
 """In import order: a file imports from rooms before its own, or from its own."""
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import seqtrain
+
 
 def run(code: str) -> str:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -57,7 +59,15 @@ def test_training_loads_no_compiler_before_one_is_asked_for() -> None:
     """Which would take a second and more: torch's, Triton's and Numba's."""
     code = """
 import sys
+
+import seqtrain
 import seqtrain.build, seqtrain.pipeline
 print({"torch._dynamo", "triton", "numba"} & sys.modules.keys())
 """
     assert run(code) == "set()\n"
+
+
+def test_the_package_is_a_program_too() -> None:
+    command = [sys.executable, "-m", "seqtrain", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"seqtrain {seqtrain.__version__}\n"
