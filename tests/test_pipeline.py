@@ -283,9 +283,9 @@ class TestRun:
     def test_a_machine_that_cannot_do_it_leaves_no_run_behind(
         self, tmp_path: Path, override: str
     ) -> None:
-        plan, run = small_plan(tmp_path, "classification", override), RunDir(tmp_path / "run")
+        run = RunDir(tmp_path / "run")
         with pytest.raises(ConfigError):
-            train_run(plan, run)
+            train_run(small_plan(tmp_path, "classification", override), run)
         assert not run.holds_run()
 
     def test_observers_are_closed_however_training_ends(self, tmp_path: Path) -> None:

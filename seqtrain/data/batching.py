@@ -184,8 +184,15 @@ class Batch:
         return 1 - self.num_residues / positions if positions else 0.0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The batch on ``device``."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """The batch on ``device``; targets of float64 become float32 on Apple's, which has none."""
+        narrow = torch.device(device).type == "mps"
+
+        def move(tensor: Tensor) -> Tensor:
+            wide = tensor.dtype == torch.float64
+            moved = tensor.float() if narrow and wide else tensor
+            return moved.to(device, non_blocking=non_blocking)
+
+        return self._each(move)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from where a GPU can fetch it by itself."""
