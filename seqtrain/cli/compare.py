@@ -352,7 +352,10 @@ def _report(
         )
     if len(failed) == len(results):
         raise TrainingError(f"{output}: every arm failed; the first: {failed[0].get('error')}")
-    analysis: Analysis = analyse(comparison, results, output, clusters=clusters, notes=notes)
+    words = ["seqtrain", *sys.argv[1:]]
+    analysis: Analysis = analyse(
+        comparison, results, output, clusters=clusters, notes=notes, command=words
+    )
     write_report(analysis, output)
     rows = condition_rows(analysis)
     cells = [[text_of(value) for value in row.values()] for row in rows]

@@ -12,6 +12,7 @@ import numpy as np
 from seqtrain.compare.measures import steps_to
 from seqtrain.compare.plan import Comparison, Condition
 from seqtrain.compare.run import Result, outputs_of
+from seqtrain.compare.trained import trained_facts
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.evaluation.score import residue_counts
 from seqtrain.evaluation.statistics import (
@@ -48,9 +49,18 @@ class Contrast:
 
     @property
     def is_found(self) -> bool:
-        """Whether both say so: the interval, which knows of seeds, and the corrected test."""
+        """True when both say so: the interval, which knows of seeds, and the corrected test."""
+        return self.doubt is None
+
+    @property
+    def doubt(self) -> str | None:
+        """The part of the rule that does not hold, in words; None where a difference is found."""
         low, high = self.difference.low, self.difference.high
-        return bool(self.adjusted_p < ALPHA and (low > 0 or high < 0))
+        lacking = [
+            *(["the interval includes 0"] if not (low > 0 or high < 0) else []),
+            *([f"p (Holm) is not below {ALPHA}"] if not self.adjusted_p < ALPHA else []),
+        ]
+        return " and ".join(lacking) or None
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class Analysis:
     """Of validation; what steps and residues to are counted."""
     conclusion: str
     notes: Sequence[str]
+    trained: Sequence[tuple[str, str]] = ()
+    """Data, model, settings and versions, each by its name."""
 
     def finished(self, condition: Condition) -> list[Result]:
         """The finished arms of a condition, by seed."""
@@ -108,6 +120,7 @@ def analyse(
     clusters: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     num_draws: int = 1000,
+    command: Sequence[str] | None = None,
 ) -> Analysis:
     """Contrast every condition with its reference.
 
@@ -118,6 +131,7 @@ def analyse(
         clusters: Cluster id by record id; whole clusters are drawn then.
         notes: What the reader must know, carried into the report.
         num_draws: Of bootstrap and permutation.
+        command: The words of the command line, for the report.
     """
     data = next(iter(comparison.plans.values())).data
     task, num_classes = data.codec.task, data.codec.num_outputs
@@ -143,6 +157,7 @@ def analyse(
         level=_level(finished, metric),
         conclusion="",
         notes=notes,
+        trained=trained_facts(comparison, results, command),
     )
     return Analysis(**{**vars(analysis), "conclusion": conclude(analysis)})
 
@@ -248,10 +263,8 @@ def conclude(analysis: Analysis) -> str:
             f"{analysis.spoken(c.reference)} ({size})"
         )
     if null:
-        names = _listed([analysis.spoken(c.condition) for c in null])
-        sizes = [c.detectable for c in null if not np.isnan(c.detectable)]
-        power = f" (differences below {max(sizes):.3f} could have been missed)" if sizes else ""
-        clauses.append(f"no difference in {metric} was found for {names}{power}")
+        names = _with_missed(analysis, null)
+        clauses.append(f"no difference in {metric} was found for {_listed(names)}")
     if any(c.num_seeds == 1 for c in analysis.contrasts):
         clauses.append("with one seed this speaks of these trained models, not of other trainings")
     if not analysis.contrasts:
@@ -259,6 +272,18 @@ def conclude(analysis: Analysis) -> str:
             "there was nothing to compare: fewer than two conditions share a finished seed"
         )
     return f"{where}, {'; '.join(clauses)}; {_shift_clause(analysis)}."
+
+
+def _with_missed(analysis: Analysis, null: Sequence[Contrast]) -> list[str]:
+    """Each condition with the differences that could not have been seen for it."""
+    names, words = [], ("differences below", " could have been missed")
+    for c in null:
+        name = analysis.spoken(c.condition)
+        if not np.isnan(c.detectable):
+            name += f" ({words[0]} {c.detectable:.3f}{words[1]})"
+            words = ("below", "")  # once is enough to be understood
+        names.append(name)
+    return names
 
 
 def _seeds(analysis: Analysis) -> str:

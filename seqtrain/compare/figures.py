@@ -2,16 +2,18 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from seqtrain.compare.analysis import (
@@ -169,40 +171,50 @@ def _shift(figure: Figure, analysis: Analysis) -> None:
             colour = _colour(analysis, condition)
             low, middle, high = np.quantile(values, [0, 0.5, 1])
             (line,) = axes.plot([low, high], [y, y], color=colour, lw=1.3, alpha=0.6)
-            (point,) = axes.plot(
-                middle, y, marker, color=colour, ms=5, label=words[way] if row == 0 else None
-            )
+            (point,) = axes.plot(middle, y, marker, color=colour, ms=5)
             for artist in (line, point):
                 _mark(artist, analysis, condition)
     axes.axvline(ROUNDING, color=INK, lw=0.8, ls=":")
     axes.set_xscale("log")
     _rows(axes, [analysis.label(c) for c in analysis.conditions])
     axes.set_xlabel("largest change of a logit (median, range)")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, handletextpad=0.2)
+    _explain(figure, {words[way]: (marker, INK) for way, marker in markers.items()})
 
 
 def _by(key: str, words: str, scale: float) -> Draw:
     def draw(figure: Figure, analysis: Analysis) -> None:
         axes = figure.add_subplot()
-        for condition in analysis.conditions:
+        shown = analysis.conditions
+        every = [_places(analysis, c, key, scale) for c in shown]
+        step = 0.008 * float(np.ptp(np.concatenate(every)) or 1)  # intervals stand side by side
+        for number, (condition, places) in enumerate(zip(shown, every, strict=True)):
             arms = [r[key] for r in analysis.finished(condition)]
-            bins = [(b["low"] + b["high"]) / 2 * scale for b in arms[0]]
-            values = np.array([[_number(b["value"]) for b in arm] for arm in arms])
-            (line,) = axes.plot(
-                bins,
-                values.mean(axis=0),
-                "o-",
-                ms=4,
-                lw=1.4,
-                color=_colour(analysis, condition),
-                label=analysis.label(condition),
-            )
-            _mark(line, analysis, condition)
+            values, low, high = (_mean_over(arms, end) for end in ("value", "from", "to"))
+            x = places + (number - (len(shown) - 1) / 2) * step
+            colour, label = _colour(analysis, condition), analysis.label(condition)
+            (line,) = axes.plot(x, values, "o-", ms=4, lw=1.4, color=colour, label=label)
+            bars = axes.vlines(x, low, high, color=colour, lw=1, alpha=0.6)
+            for artist in (line, bars):
+                _mark(artist, analysis, condition)
         axes.set(xlabel=words, ylabel=f"{analysis.part} {analysis.metric}")
         _finish(figure, axes)
 
     return draw
+
+
+def _places(
+    analysis: Analysis, condition: Condition, key: str, scale: float
+) -> Float[np.ndarray, " Q"]:
+    """The median of each quarter; its middle in arms that were measured before it was kept."""
+    bins = analysis.finished(condition)[0][key]
+    return scale * np.array([b.get("median", (b["low"] + b["high"]) / 2) for b in bins])
+
+
+def _mean_over(arms: Sequence[Sequence[Mapping[str, Any]]], end: str) -> Float[np.ndarray, " Q"]:
+    """Means over the seeds, a number for each quarter; NaN where an arm does not have it."""
+    values = np.array([[_number(b.get(end)) for b in arm] for arm in arms])
+    mean: np.ndarray = values.mean(axis=0)
+    return mean
 
 
 def _statistics(figure: Figure, analysis: Analysis) -> None:
@@ -211,11 +223,8 @@ def _statistics(figure: Figure, analysis: Analysis) -> None:
     chosen = [c for c in analysis.conditions if analysis.finished(c)[0]["running_statistics"]]
     for row, condition in enumerate(chosen):
         colour = _colour(analysis, condition)
-        for shift, (measure, face, words) in enumerate(
-            (
-                (statistics_error, colour, "mean, in exact SD"),
-                (variance_error, "none", "variance, |log ratio|"),
-            )
+        for shift, (measure, face) in enumerate(
+            ((statistics_error, colour), (variance_error, "none"))
         ):
             values = [measure(r) for r in analysis.finished(condition)]
             (points,) = axes.plot(
@@ -225,7 +234,6 @@ def _statistics(figure: Figure, analysis: Analysis) -> None:
                 color=colour,
                 mfc=face,
                 ms=5,
-                label=words if row == 0 else None,
             )
             _mark(points, analysis, condition)
     if not chosen:
@@ -237,8 +245,7 @@ def _statistics(figure: Figure, analysis: Analysis) -> None:
     axes.set_xscale("log")
     _rows(axes, [analysis.label(c) for c in chosen])
     axes.set_xlabel("distance from the exact pooled statistics")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, handletextpad=0.2)
+    _explain(figure, {"mean, in exact SD": ("o", INK), "variance, |log ratio|": ("o", "none")})
 
 
 def _cost(figure: Figure, analysis: Analysis) -> None:
@@ -257,6 +264,17 @@ def _cost(figure: Figure, analysis: Analysis) -> None:
             _mark(artist, analysis, condition)
     axes.set(xlabel="µs per residue in training", ylabel=f"{analysis.part} {analysis.metric}")
     _finish(figure, axes)
+
+
+def _explain(figure: Figure, marks: Mapping[str, tuple[str, str]]) -> None:
+    """A legend of marker and fill by meaning, in the ink: its colour is no arm's."""
+    handles = [
+        Line2D([], [], color=INK, ls="", marker=marker, mfc=fill, ms=5, label=words)
+        for words, (marker, fill) in marks.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.2
+    )
 
 
 def _finish(figure: Figure, axes: Axes) -> None:
@@ -281,8 +299,8 @@ FIGURES: Mapping[str, Draw] = {
     "learning_curves": _curves,
     "padding_shift": _shift,
     "running_statistics": _statistics,
-    "by_length": _by("by_length", "residues (middle of a quarter)", 1),
-    "by_padding": _by("by_padding", "padding of the record, % (middle of a quarter)", 100),
+    "by_length": _by("by_length", "residues (median of a quarter)", 1),
+    "by_padding": _by("by_padding", "padding of the record, % (median of a quarter)", 100),
     "cost": _cost,
 }
 TITLES: Mapping[str, str] = {
@@ -294,6 +312,7 @@ TITLES: Mapping[str, str] = {
     "by_padding": "Score by padding share",
     "cost": "Cost and quality",
 }
+_BARS = "Bars: 95 % bootstrap interval over the records of the quarter, averaged over seeds."
 CAPTIONS: Mapping[str, str] = {
     "differences": "Mean over seeds with its 95 % paired bootstrap interval. Filled: a difference "
     "was found; hollow: none was.",
@@ -303,9 +322,10 @@ CAPTIONS: Mapping[str, str] = {
     "padded or batched with others. Left of the dotted line is rounding.",
     "running_statistics": "Distance of each arm's running statistics from the exact ones of all "
     "real residues; one point per seed, averaged over layers and channels.",
-    "by_length": "The score within quarters of the records by length, mean over seeds.",
+    "by_length": "The score within quarters of the records by length, at the median length of each "
+    f"quarter: mean over seeds. {_BARS}",
     "by_padding": "The score when chance decides who is padded with whom, within quarters of the "
-    "records by their share of padding.",
+    f"records by their share of padding, at the median share of each quarter. {_BARS}",
     "cost": "Training time per real residue against the score; bars reach from the lowest to the "
     "highest seed.",
 }

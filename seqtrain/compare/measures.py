@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seqtrain.data.batching import Batch, collate, plan_batches
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.labels import is_regression
+from seqtrain.evaluation.score import residue_counts
+from seqtrain.evaluation.statistics import bootstrap_intervals
 from seqtrain.nn.model import SequenceModel
 from seqtrain.nn.norms import update_bn_stats
 from seqtrain.training import calibration
@@ -23,6 +25,8 @@ SHIFT_RECORDS = 48
 NUM_NEIGHBOURS = 7
 NUM_BINS = 4
 GAP_BATCHES = 16
+INTERVAL_DRAWS = 400
+"""Of the scores within quarters: there are eight of them in every arm."""
 
 
 @torch.inference_mode()
@@ -165,8 +169,8 @@ def metric_by(
     """``metric`` within quarters of the records, ordered by ``shares`` (lengths, padding shares).
 
     Returns:
-        One row per quarter that holds records: ``low`` and ``high`` of what it is ordered by,
-        ``n``, ``value``.
+        One row per quarter that holds records: ``low``, ``median`` and ``high`` of what it is
+        ordered by, ``n``, ``value``, and ``from`` and ``to``, the value's 95 % bootstrap interval.
     """
     edges = np.unique(np.quantile(shares, np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     bins = np.searchsorted(edges, shares, side="left")
@@ -175,10 +179,28 @@ def metric_by(
         chosen = np.flatnonzero(bins == number)
         where = dataset.positions(chosen) if dataset.per_residue else chosen
         part = Outputs(outputs.values[where], float("nan"))
-        value = score_outputs(part, dataset.subset(chosen), task, num_classes)[metric]
-        low, high = float(shares[chosen].min()), float(shares[chosen].max())
-        rows.append({"low": low, "high": high, "n": len(chosen), "value": float(value)})
+        records = dataset.subset(chosen)
+        value = score_outputs(part, records, task, num_classes)[metric]
+        start, end = _interval(part.values, records, task, num_classes, metric)
+        places = np.quantile(shares[chosen], [0, 0.5, 1]).tolist()
+        row = dict(zip(("low", "median", "high"), places, strict=True))
+        rows.append({**row, "n": len(chosen), "value": float(value), "from": start, "to": end})
     return rows
+
+
+def _interval(
+    values: Float[np.ndarray, "R ..."],
+    records: SequenceDataset,
+    task: str,
+    num_classes: int,
+    metric: str,
+) -> tuple[float, float]:
+    """The ends of the 95 % bootstrap interval of a metric."""
+    outputs, targets = values, records.targets
+    if records.per_residue:
+        outputs, targets = residue_counts(values, records, task, num_classes), None
+    drawn = bootstrap_intervals(task, outputs, targets, num_draws=INTERVAL_DRAWS)[metric]
+    return drawn.low, drawn.high
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from seqtrain.compare.analysis import (
+    ALPHA,
     Analysis,
     arm_row,
     condition_of,
@@ -24,12 +25,15 @@ TITLE = "Norms compared"
 CONDITIONS_CAPTION = (
     "Means over seeds; ± is the standard deviation over seeds. Shift: largest change of any logit "
     "by padding or neighbours. Running mean error: in standard deviations, from the exact "
-    "statistics. Gap: loss in evaluation less loss as in training, on training batches."
+    "statistics. Gap: loss in evaluation minus loss as in training, on training batches."
 )
 CONTRASTS_CAPTION = (
-    "Condition less reference, paired by seed and record: 95 % bootstrap interval, permutation "
+    "Condition minus reference, paired by seed and record: 95 % bootstrap interval, permutation "
     "p-value, the same after Holm's correction, effect size (Cohen's d over seeds), and the "
-    "smallest true difference that would be found with a chance of 80 %."
+    "smallest true difference that would be found with a chance of 80 %. The rule for found: yes "
+    f"where p (Holm) is below {ALPHA} and the 95 % interval excludes 0. The p-value asks whether "
+    "these trained models differ on other records; the interval counts other seeds too, so that "
+    "one can hold without the other."
 )
 
 Row = Mapping[str, Any]
@@ -84,7 +88,7 @@ def contrast_rows(analysis: Analysis) -> list[dict[str, Any]]:
             "p (Holm)": c.adjusted_p,
             "effect size": c.effect_size,
             "detectable": c.detectable,
-            "found": "yes" if c.is_found else "no",
+            "found": "yes" if c.doubt is None else f"no: {c.doubt}",
         }
         for c in analysis.contrasts
     ]
@@ -131,6 +135,9 @@ def _failures(analysis: Analysis) -> list[str]:
 def _markdown(analysis: Analysis, figures: Sequence[str]) -> str:
     lines = [f"# {TITLE}", "", for_markdown(analysis.conclusion), ""]
     lines += [f"- {for_markdown(note)}" for note in analysis.notes]
+    if analysis.trained:
+        facts = [{"": name, " ": text} for name, text in analysis.trained]
+        lines += ["", "## What was trained", "", *_pipes(facts)]
     lines += ["", "## Conditions", "", CONDITIONS_CAPTION, "", *_pipes(condition_rows(analysis))]
     if analysis.contrasts:
         lines += ["", "## Differences", "", CONTRASTS_CAPTION, "", *_pipes(contrast_rows(analysis))]
@@ -151,8 +158,13 @@ def _markdown(analysis: Analysis, figures: Sequence[str]) -> str:
 def _pipes(rows: Sequence[Row]) -> list[str]:
     names = list(rows[0])
     head = ["| " + " | ".join(map(for_markdown, names)) + " |", "|" + " --- |" * len(names)]
-    cells = ([for_markdown(text_of(row[name])) for name in names] for row in rows)
+    cells = ([_for_pipes(row[name]) for name in names] for row in rows)
     return head + [f"| {' | '.join(line)} |" for line in cells]
+
+
+def _for_pipes(value: Any) -> str:
+    """A cell of a Markdown table; a number holds nothing to escape, its minus is no list."""
+    return for_markdown(value) if isinstance(value, str) else text_of(value)
 
 
 def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -> str:
@@ -170,6 +182,7 @@ def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -
         title=TITLE,
         conclusion=for_html(analysis.conclusion),
         notes=f'<ul class="soft">{notes}</ul>' if notes else "",
+        trained=_facts(analysis),
         conditions_caption=for_html(CONDITIONS_CAPTION),
         conditions=_table(condition_rows(analysis)),
         contrasts_caption=for_html(CONTRASTS_CAPTION)
@@ -177,7 +190,7 @@ def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -
         else "No two conditions to pair.",
         contrasts=_table(contrasts) if contrasts else "",
         figures=drawn,
-        arms=_table(arms, marks),
+        arms=_table(arms, marks, "wide"),
         failures="<h2>Arms without a result</h2><ul>"
         + "".join(f"<li>{for_html(line)}</li>" for line in failures)
         + "</ul>"
@@ -186,23 +199,40 @@ def _page(analysis: Analysis, figures: Mapping[str, str], arms: Sequence[Row]) -
     )
 
 
-def _table(rows: Sequence[Row], marks: Sequence[str] | None = None) -> str:
-    """A sortable table; cells keep their full value for sorting, rows the arm they speak of."""
+def _facts(analysis: Analysis) -> str:
+    """A list of what was trained; nothing where that is not known."""
+    if not analysis.trained:
+        return ""
+    lines = (
+        f"<dt>{for_html(name)}</dt><dd>{for_html(text)}</dd>" for name, text in analysis.trained
+    )
+    return f'<h2>What was trained</h2><dl id="trained">{"".join(lines)}</dl>'
+
+
+def _table(rows: Sequence[Row], marks: Sequence[str] | None = None, kind: str = "cards") -> str:
+    """A sortable table; cells keep their full value for sorting, rows the arm they speak of.
+
+    Args:
+        rows: Cells by column.
+        marks: The arm of each row; its condition if not given.
+        kind: ``cards`` puts each row's cells below each other on a narrow screen; ``wide`` scrolls.
+    """
     names = [n for n in dict.fromkeys(name for row in rows for name in row) if n != "error"]
     head = "".join(f'<th><button type="button">{for_html(n)}</button></th>' for n in names)
     body = []
     for number, row in enumerate(rows):
         mark = marks[number] if marks else str(row["condition"])
-        cells = "".join(_cell(row.get(name)) for name in names)
+        cells = "".join(_cell(name, row.get(name)) for name in names)
         body.append(f'<tr data-arm="{for_html(mark)}">{cells}</tr>')
     return (
-        f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll {kind}" tabindex="0"><table class="sortable"><thead><tr>{head}</tr>'
+        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     empty = value is None or (isinstance(value, float) and math.isnan(value))
+    sorted_by = "" if empty else for_html(str(value))
     return (
-        f'<td data-value="{"" if empty else for_html(str(value))}">{for_html(text_of(value))}</td>'
+        f'<td data-name="{for_html(name)}" data-value="{sorted_by}">{for_html(text_of(value))}</td>'
     )

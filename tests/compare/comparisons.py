@@ -77,9 +77,18 @@ def made_up_result(norm: str, seed: int, shift: float, failed: bool = False) -> 
     ends = np.sort(rng.uniform(0.2, 0.9, 6))
     curve = [{"epoch": e + 1, "step": 10 * (e + 1), "value": float(v)} for e, v in enumerate(ends)]
     bins = [
-        {"low": 20.0 * b, "high": 20.0 * b + 20, "n": 9, "value": float(ends[b])} for b in range(4)
+        {
+            "low": 20.0 * b,
+            "median": 20.0 * b + 4,
+            "high": 20.0 * b + 20,
+            "n": 9,
+            "value": float(ends[b]),
+            "from": float(ends[b]) - 0.1,
+            "to": float(ends[b]) + 0.05,
+        }
+        for b in range(4)
     ]
-    shares = [{**b, "low": b["low"] / 100, "high": b["high"] / 100} for b in bins]
+    shares = [b | {key: b[key] / 100 for key in ("low", "median", "high")} for b in bins]
     layers = [{"layer": "0", "mean": 0.02 + shift, "log_var": 0.05 + shift}]
     return {
         **head,
@@ -113,6 +122,13 @@ def made_up_contrast(norm: str, value: float, half_width: float, p: float = 0.01
     return Contrast(condition, reference, 3, difference, p, p, 1.2, 1.4 * half_width)
 
 
+TRAINED = [
+    ("train files", "train.fasta (1,234 bytes, SHA-256 0123456789ab…)"),
+    ("model", "cnn, 3 layers of 24 channels, 12,345 to 12,789 parameters"),
+    ("command", "seqtrain compare-norms --train 'a <b>.fasta' -o out"),
+]
+
+
 def made_up_analysis(contrasts: list[Contrast] | None = None) -> Analysis:
     """Six norms, three seeds, one failed arm; ``leaky_batch`` is lower and moves with padding."""
     shifts = {"masked_batch": 1e-7, "batch": 1e-7, "leaky_batch": 0.8}
@@ -128,6 +144,6 @@ def made_up_analysis(contrasts: list[Contrast] | None = None) -> Analysis:
         ]
         contrasts[0] = made_up_contrast("leaky_batch", -0.2, 0.1)
     analysis = Analysis(
-        "mcc", "classification", "test", 600, 3, results, contrasts, 0.5, "", ["A note."]
+        "mcc", "classification", "test", 600, 3, results, contrasts, 0.5, "", ["A note."], TRAINED
     )
     return Analysis(**{**vars(analysis), "conclusion": conclude(analysis)})

@@ -11,6 +11,7 @@ from tiny_models import tiny_model
 
 from seqtrain.compare.analysis import _level
 from seqtrain.compare.measures import (
+    INTERVAL_DRAWS,
     calibration_error,
     metric_by,
     padded_outputs,
@@ -164,6 +165,12 @@ def test_the_score_of_a_quarter_is_that_of_its_records_alone(dataset: SequenceDa
         assert inside.sum() == row["n"]
         truth, said = dataset.targets[inside], values[inside].argmax(1)  # type: ignore[index]
         assert row["value"] == pytest.approx(matthews_corrcoef(truth, said), abs=1e-6)
+        assert row["median"] == np.median(dataset.lengths[inside])
+        rng, size = np.random.default_rng(0), len(said)
+        drawn = [rng.integers(size, size=size) for _ in range(INTERVAL_DRAWS)]
+        defined = [d for d in drawn if len({*truth[d]}) > 1]  # else there is no score
+        scores = [matthews_corrcoef(truth[d], said[d]) for d in defined]
+        assert [row["from"], row["to"]] == pytest.approx(np.quantile(scores, [0.025, 0.975]))
 
 
 def test_padded_outputs_are_those_of_records_alone_where_padding_moves_nothing(

@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
-from compare.comparisons import made_up_analysis, made_up_contrast
+from compare.comparisons import TRAINED, made_up_analysis, made_up_contrast
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from seqtrain.compare.analysis import conclude
+from seqtrain.compare.figures import FIGURES, INK
 from seqtrain.compare.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -40,6 +42,57 @@ def test_no_difference_is_said_as_plainly_and_with_what_could_have_been_missed()
     said = made_up_analysis([made_up_contrast("batch", 0.01, 0.05, 0.6)]).conclusion
     assert "no difference in mcc was found for batch (differences below 0.070 could" in said
     assert "had a" not in said
+
+
+def test_what_could_have_been_missed_is_said_of_each_norm() -> None:
+    contrasts = [made_up_contrast("batch", 0.01, 0.05, 0.6), made_up_contrast("layer", 0.0, 0.2)]
+    said = made_up_analysis(contrasts).conclusion
+    assert "batch (differences below 0.070 could have been missed) and layer (below 0.280)" in said
+
+
+def test_the_rule_and_the_part_that_does_not_hold_stand_beside_the_p_value(tmp_path: Path) -> None:
+    contrasts = [
+        made_up_contrast("batch", 0.01, 0.05, 0.003),
+        made_up_contrast("layer", 0.2, 0.1, 0.2),
+        made_up_contrast("none", 0.2, 0.1, 0.003),
+    ]
+    write_report(made_up_analysis(contrasts), tmp_path)
+    for name in ("report.html", "report.md"):
+        page = (tmp_path / name).read_text()
+        assert "yes where p (Holm) is below 0.05 and the 95 % interval excludes 0" in page
+        assert page.count("no: the interval includes 0") >= 1
+        assert page.count("no: p (Holm) is not below 0.05") >= 1
+    rows = [line for line in page.splitlines() if line.endswith("| yes |")]
+    assert [row.split(" | ")[0] for row in rows] == ["| none"]
+
+
+def test_what_was_trained_is_told_at_the_top(report: Path) -> None:
+    page, text = ((report / f"report.{kind}").read_text() for kind in ("html", "md"))
+    top = page[: page.index("<h2>Conditions</h2>")]
+    for name, fact in TRAINED:
+        assert f"<dt>{name}</dt><dd>{escape(fact)}</dd>" in top
+        assert name in text[: text.index("## Conditions")]
+
+
+def test_quarters_are_drawn_at_their_medians_with_intervals(tmp_path: Path) -> None:
+    analysis = made_up_analysis()
+    figure = Figure()
+    FIGURES["by_length"](figure, analysis)
+    lines = figure.axes[0].lines
+    assert len(lines) == 6
+    middle = np.mean([line.get_xdata() for line in lines], axis=0)  # they stand side by side
+    np.testing.assert_allclose(np.asarray(middle, float), [4, 24, 44, 64])
+    (ends,) = (bars.get_segments()[0][:, 1] for bars in figure.axes[0].collections[:1])
+    arms = [r["by_length"][0] for r in analysis.finished(analysis.conditions[0])]
+    assert ends == pytest.approx([np.mean([b[key] for b in arms]) for key in ("from", "to")])
+
+
+@pytest.mark.parametrize("name", ["padding_shift", "running_statistics"])
+def test_markers_of_a_legend_have_no_arms_colour(name: str) -> None:
+    figure = Figure()
+    FIGURES[name](figure, made_up_analysis())
+    (legend,) = figure.legends
+    assert {line.get_color() for line in legend.get_lines()} == {INK}
 
 
 def test_one_seed_is_said_to_speak_of_its_models_alone() -> None:
@@ -130,6 +183,16 @@ out.lit = parts.filter((p) => p.classList.contains("lit")).map((p) => p.dataset.
 out.arm = row.dataset.arm; out.parts = parts.length;
 out.overflow = root.scrollWidth - root.clientWidth;
 out.width = root.clientWidth;
+const right = (name) => [...document.querySelectorAll(`.cards td[data-name="${name}"]`)]
+  .map((cell) => cell.getBoundingClientRect()).map((box) => box.width ? box.right : Infinity);
+out.intervals = ["±", "low", "high", "found"].map((name) => Math.max(...right(name)));
+out.scrolls = [...document.querySelectorAll(".scroll")]
+  .filter((b) => b.scrollWidth > b.clientWidth + 1)
+  .map((b) => getComputedStyle(b.nextElementSibling).display);
+out.cards = [...document.querySelectorAll(".cards")].map((b) => b.scrollWidth - b.clientWidth);
+const figures = [...document.querySelectorAll("figure")].map((f) => f.getBoundingClientRect());
+out.alone = figures.filter((f) => f.width < figures[0].width * .75 &&
+  figures.filter((other) => Math.abs(other.top - f.top) < 2).length === 1).length;
 const result = document.createElement("pre");
 result.id = "result"; result.textContent = JSON.stringify(out); document.body.append(result);
 </script>
@@ -137,12 +200,13 @@ result.id = "result"; result.textContent = JSON.stringify(out); document.body.ap
 
 
 @in_a_browser
-def test_tables_sort_and_hovering_lights_up_an_arm_without_an_error(
-    report: Path, tmp_path: Path
+@pytest.mark.parametrize("width", [390, 1280])
+def test_tables_fit_and_sort_and_hovering_lights_up_an_arm_without_an_error(
+    report: Path, tmp_path: Path, width: int
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text((report / "report.html").read_text().replace("</body>", SCRIPT))
-    ran = _chromium(tmp_path / "profile", "--window-size=390,800", "--dump-dom", page.as_uri())
+    ran = _chromium(tmp_path / "profile", f"--window-size={width},800", "--dump-dom", page.as_uri())
     assert "CONSOLE" not in ran.stderr
     out = json.loads(re.search(r'<pre id="result">(.*?)</pre>', ran.stdout, re.S)[1])  # type: ignore[index]
     assert out["up"] == sorted(out["up"])
@@ -151,6 +215,10 @@ def test_tables_sort_and_hovering_lights_up_an_arm_without_an_error(
     assert set(out["lit"]) == {out["arm"]}
     assert len(out["lit"]) < out["parts"]
     assert out["overflow"] <= 0
+    assert max(out["intervals"]) <= out["width"]
+    assert max(out["cards"]) <= 1
+    assert out["scrolls"] == ["block"]  # the arms' table, with the words that say so
+    assert out["alone"] == 0
 
 
 @in_a_browser

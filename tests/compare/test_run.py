@@ -10,6 +10,7 @@ from compare.comparisons import tiny_comparison, tiny_comparison_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+import seqtrain
 from seqtrain.compare import run as run_module
 from seqtrain.compare.analysis import analyse, statistics_error, worst_shift
 from seqtrain.compare.plan import Arm, Comparison, limit_records
@@ -209,6 +210,16 @@ def test_other_tasks_and_encoders_are_compared_too(
     is_class = task in ("residue_classification", "mlm")
     assert np.isfinite([r["calibration_error"] or np.nan for r in results]).all() == is_class
     write_report(analysis, tmp_path)
+    facts = dict(analysis.trained)
+    assert facts["task"].startswith(task)
+    assert facts["train files"].startswith("train.fasta (")
+    assert facts["records"].startswith("train 12 with")
+    assert f"{results[0]['num_parameters']:,}" in facts["model"]
+    assert "at most 1 epochs" in facts["training"]
+    assert facts["epochs trained"] == "1"
+    assert seqtrain.__version__ in facts["versions"]
+    quarters = results[0]["by_length"]
+    assert all(row["low"] <= row["median"] <= row["high"] for row in quarters)
 
 
 def test_tensorboard_shows_the_settings_and_the_score_of_every_arm(
