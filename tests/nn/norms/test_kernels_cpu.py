@@ -157,7 +157,7 @@ def test_places_of_real_rows_are_found(kind: str, loops: ModuleType) -> None:
     mask = make_mask(kind, 3, 9, torch.Generator().manual_seed(1)).numpy().ravel()
     mask = mask * np.uint8(2)  # a byte that is true need not be 1
     places = np.full(28, -1)
-    n = loops.find(mask, places[:27])
+    n = loops.find(1, mask, places[:27])
     assert np.array_equal(places[:n], mask.nonzero()[0])
     assert places[27] == -1
 
@@ -169,7 +169,7 @@ def test_pieces_hold_every_real_position_once_and_end_with_one(
 ) -> None:
     mask = make_mask(kind, 3, 9, torch.Generator().manual_seed(1)).numpy()
     pieces = np.full((10, 4), -1)
-    n = loops.cut(mask * np.uint8(2), 4, pieces[:9])
+    n = loops.cut(1, mask * np.uint8(2), pieces[:9], 4)
     covered = np.zeros_like(mask)
     for b, begin, end, size in pieces[:n]:
         assert end - begin <= 4

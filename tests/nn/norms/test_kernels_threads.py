@@ -257,9 +257,34 @@ def test_a_loop_has_two_forms_of_different_names(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+class Slow:
+    """A form that waits until the user was told, or for as long as it is to."""
+
+    def __init__(self, is_compiled: bool, told: threading.Event, seconds: float) -> None:
+        self.stats = SimpleNamespace(cache_misses={} if is_compiled else {"signature": 1})
+        self.told, self.seconds = told, seconds
+
+    def __call__(self, rows: np.ndarray, x: np.ndarray) -> None:
+        self.told.wait(self.seconds)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the user is told something."""
+    event = threading.Event()
+    monkeypatch.setattr(cpu_loops, "PATIENCE", 0.001)
+    monkeypatch.setattr(cpu_loops, "_kept", cpu_loops.KEPT)
+    monkeypatch.setattr(cpu_loops, "print", lambda *a, **k: (print(*a, **k), event.set()), False)
+    cpu_loops._tell_user.cache_clear()
+    return event
+
+
 @pytest.mark.parametrize("is_writable", [True, False])
-def test_a_user_who_waits_is_told_once_why(
-    is_writable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_user_who_waits_for_the_compiler_is_told_once(
+    is_writable: bool,
+    told: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def njit(cache: bool = False, **options: object) -> Callable[..., object]:
         if cache and not is_writable:
@@ -267,33 +292,23 @@ def test_a_user_who_waits_is_told_once_why(
         return lambda function: function
 
     monkeypatch.setattr(cpu_loops.numba, "njit", njit)
-    monkeypatch.setattr(cpu_loops, "PATIENCE", 0.0)
-    monkeypatch.setattr(cpu_loops, "_kept", cpu_loops.KEPT)
-    cpu_loops._tell_user.cache_clear()
-    loop, x = a_loop(), np.zeros(3)
-    told = threading.Event()
-    loop._serial = lambda rows, x: told.wait(60)
-    monkeypatch.setattr(cpu_loops, "print", lambda *a, **k: (print(*a, **k), told.set()), False)
-    loop(1, np.arange(3), x)
-    loop._compiled.clear()
-    told.set()
-    loop(1, np.arange(3), x)
+    for seconds in (60, 0.1):
+        loop = a_loop()
+        loop._serial = Slow(False, told, seconds)
+        loop(1, np.arange(3), np.zeros(3))
+        told.clear()
     found = capsys.readouterr()
     assert found.out == ""
     assert found.err.count("compiling") == len(found.err.splitlines()) == 1
     assert ("NUMBA_CACHE_DIR" in found.err) is not is_writable
 
 
-def test_a_quick_call_says_nothing(
-    large: tuple[nn.Module, Tensor, Tensor, Tensor],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_machine_code_that_is_slow_to_load_is_not_called_compiling(
+    told: threading.Event, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finely(monkeypatch, "machine code")
-    norm, *batch = large
-    train(copy.deepcopy(norm), *batch)
-    cpu_loops._tell_user.cache_clear()
-    train(copy.deepcopy(norm), *batch)
+    loop = a_loop()
+    loop._serial = Slow(True, told, 0.1)
+    loop(1, np.arange(3), np.zeros(3))
     assert capsys.readouterr().err == ""
 
 

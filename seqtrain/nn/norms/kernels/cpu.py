@@ -200,10 +200,10 @@ def find_real(call: Call) -> Real:
     if length > 1 and input.is_contiguous():
         real = mask.view(torch.uint8).view(-1, length)
         pieces = torch.empty(len(real) * -(-length // PIECE), 4, dtype=torch.int64, device="cpu")
-        pieces = pieces[: loops.first.cut(_array(real), PIECE, _array(pieces))]
+        pieces = pieces[: loops.first.cut(1, _array(real), _array(pieces), PIECE)]
         return Real(pieces, int(pieces[:, 3].sum()), real, call.channel_dim)
     places = torch.empty(mask.numel(), dtype=torch.int64, device="cpu")
-    size = loops.rows.find(_array(mask.view(torch.uint8).view(-1)), _array(places))
+    size = loops.rows.find(1, _array(mask.view(torch.uint8).view(-1)), _array(places))
     return Real(places[:size], size, None, call.channel_dim)
 
 
@@ -267,20 +267,21 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
 def _update(
     running: RunningStatistics, statistics: Tensor, size: int, momentum: float | None
 ) -> None:
-    """``running.update`` for a batch with enough rows, in a third of its time where possible."""
-    mean, m2, _ = statistics
+    """``running.update`` for a batch with enough rows, in a tenth of its time where possible."""
     buffers = (running.mean, running.var)
     if (
         momentum is None
         or running.weight is not None
         or any(b.dtype not in DTYPES for b in buffers)
     ):
+        mean, m2, _ = statistics
         n, enough = (torch.tensor(value, device="cpu") for value in (size, True))
         running.update(Moments(n, mean, m2), enough, momentum)
         return
-    for buffer, value in zip(buffers, (mean, m2 / max(size - 1, 1)), strict=True):
-        moved = _array(buffer.detach())
-        moved += momentum * (value.numpy() - moved)
+    loops = find_loops()
+    assert loops is not None, "a covered call has loops"
+    arrays = (_array(b.detach()) for b in buffers)
+    loops.rows.move(1, _array(statistics), *arrays, max(size - 1, 1), float(momentum))
     torch.autograd.graph.increment_version(buffers)
     if running.num_batches is not None:
         running.num_batches.add_(1)

@@ -57,37 +57,36 @@ class Loop:
     step from which the loops take over, and the last bits of a training, would be left to chance.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._serial = _cached(inspect.unwrap(function), parallel=False)
         self._parallel = _cached(inspect.unwrap(function), parallel=True)
         self._compiled: set[tuple[bool, Any]] = set()
 
-    def __call__(self, num_threads: int, *arguments: Any) -> None:
-        """Run it.
+    def __call__(self, num_threads: int, *arguments: Any) -> Any:
+        """What the function returns.
 
         Args:
             num_threads: From ``usable_threads``, or fewer.
-            arguments: Those of the function, the first two being ``rows`` and features.
+            arguments: Those of the function. It is compiled anew for another dtype of the second.
         """
         kind = num_threads > 1, arguments[1].dtype
         if kind in self._compiled:
-            self._run(num_threads, arguments)
-            return
-        with _patience():
+            return self._run(num_threads, arguments)
+        with _patience(self._parallel if num_threads > 1 else self._serial):
             try:
-                self._run(num_threads, arguments)
+                found = self._run(num_threads, arguments)
             except OSError:  # Nothing has run: a full disk could not keep what was compiled.
-                self._run(num_threads, arguments)
+                found = self._run(num_threads, arguments)
         self._compiled.add(kind)
+        return found
 
-    def _run(self, num_threads: int, arguments: tuple[Any, ...]) -> None:
+    def _run(self, num_threads: int, arguments: tuple[Any, ...]) -> Any:
         if num_threads == 1:
-            self._serial(*arguments)
-            return
+            return self._serial(*arguments)
         of_caller = numba.get_num_threads()
         numba.set_num_threads(num_threads)
         try:
-            self._parallel(*arguments)
+            return self._parallel(*arguments)
         finally:
             numba.set_num_threads(of_caller)
 
@@ -110,16 +109,22 @@ def _cached(function: FunctionType, parallel: bool) -> Any:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Tell the user, once, if what is done within takes long."""
-    timer = threading.Timer(PATIENCE, _tell_user)
-    timer.daemon = True
+def _patience(form: Any) -> Iterator[None]:
+    """Tell the user, once, if what is done within takes long because a form is being compiled."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(PATIENCE):
+            if form.stats.cache_misses:
+                _tell_user()
+                return
+
     with suppress(RuntimeError):  # no thread can be started, and nothing is said
-        timer.start()
+        threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
 
 
 @functools.cache
@@ -478,11 +483,27 @@ def clear(begin: int, tile: int, rows: Array, out: Array) -> None:
             out[rows[i] + 1 : following] = 0
 
 
-@inner
-def find(mask: Array, rows: Array) -> int:
-    """Write the indices of what is true to ``rows``, as long as ``mask``; return their number."""
+@Loop
+def find(mask: Array, places: Array) -> int:
+    """Write the indices of what is true to ``places``, as long as ``mask``; return their number."""
     n = 0
     for i in range(len(mask)):
-        rows[n] = i  # to be overwritten where this is not one: faster than to branch
+        places[n] = i  # to be overwritten where this is not one: faster than to branch
         n += 1 if mask[i] else 0
     return n
+
+
+@Loop
+def move(statistics: Array, mean: Array, var: Array, unbiased: int, momentum: float) -> None:
+    """Move running mean and variance towards those of a batch.
+
+    Args:
+        statistics: Of ``normalize``.
+        mean: Running mean, ``(C,)``.
+        var: Running variance.
+        unbiased: Number of real positions less one.
+        momentum: Weight of the batch.
+    """
+    for c in range(len(mean)):
+        mean[c] += momentum * (statistics[0, c] - mean[c])
+        var[c] += momentum * (statistics[1, c] / unbiased - var[c])

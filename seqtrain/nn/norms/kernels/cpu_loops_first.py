@@ -20,8 +20,8 @@ from seqtrain.nn.norms.kernels.cpu_loops import (
 )
 
 
-@inner
-def cut(real: Array, length: int, pieces: Array) -> int:
+@Loop
+def cut(real: Array, pieces: Array, length: int) -> int:
     """Write the pieces of at most so many positions to the first rows; return their number."""
     k = 0
     for b in range(real.shape[0]):
