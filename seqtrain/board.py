@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from seqtrain.escaping import for_figure
-from seqtrain.training.events import EpochEvent, StepEvent
+from seqtrain.training.events import EpochEvent, Guarded, StepEvent
 
 MAX_PICTURED = 30
 """Classes in the picture of the confusion matrix; of more, those that are confused most."""
@@ -23,7 +23,7 @@ class TensorBoard:
 
     Args:
         folder: Where event files go.
-        settings: The settings by dotted name, written with the final metrics.
+        settings: The settings by dotted name, written with the final scores.
         class_names: Names of rows and columns of the confusion matrix.
         step: The step from which training goes on; later events of before are hidden.
     """
@@ -38,6 +38,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._settings, self._class_names = settings, class_names
         self._final: dict[str, float] = {}
+        self._num_steps = 0
         self._confusion: tuple[np.ndarray, int] | None = None
 
     def on_step(self, event: StepEvent) -> None:
@@ -53,20 +54,24 @@ class TensorBoard:
             # Of infinite values TensorBoard makes no histogram, but an error.
             if name.endswith(("running_mean", "running_var")) and buffer.isfinite().all():
                 self._writer.add_histogram(f"norms/{name}", buffer, event.step)
-        if event.is_best:
-            self._final = {f"final/{name}": value for name, value in event.valid.items()}
-            if event.confusion is not None:
-                self._confusion = event.confusion, event.step
-        elif not self._final:  # a resumed run whose best epoch lies before
-            self._final = {f"final/{event.monitor}": event.best}
+        if event.is_best and event.confusion is not None:
+            self._confusion = event.confusion, event.step
+
+    def on_summary(self, summary: Mapping[str, Any]) -> None:
+        """Keep the final scores: those of the kept checkpoint, on the test part if there is one."""
+        scored = summary.get("test", summary["valid"])["metrics"]
+        self._final = {f"final/{name}": found["value"] for name, found in scored.items()}
+        self._num_steps = summary["steps"]
 
     def close(self) -> None:
-        """Write the confusion matrix, the hyper-parameters with the final metrics, and close."""
+        """Write the confusion matrix, the settings with the final scores if known, and close."""
         try:
             if self._confusion is not None and self._class_names:
                 self._draw(*self._confusion)
             if self._final:
-                self._writer.add_hparams(dict(self._settings), self._final, run_name=".")
+                self._writer.add_hparams(
+                    dict(self._settings), self._final, run_name=".", global_step=self._num_steps
+                )
             self._writer.close()
         finally:
             threading.excepthook = self._excepthook
@@ -82,6 +87,29 @@ class TensorBoard:
         """The writing thread hands its error over; the traceback that it prints too is noise."""
         if not type(args.thread).__module__.startswith("tensorboard."):
             self._excepthook(args)
+
+
+def write_final(
+    folder: Path,
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    warn: Callable[[str], None],
+) -> None:
+    """Write the final scores beside the settings; they are known when a run has been scored.
+
+    Args:
+        folder: Where event files go.
+        settings: The settings by dotted name.
+        summary: What ``summary.json`` holds.
+        warn: Gets one sentence if that fails.
+    """
+
+    def board() -> TensorBoard:
+        made = TensorBoard(folder, settings, ())
+        made.on_summary(summary)
+        return made
+
+    Guarded(board, "TensorBoard", warn).close()
 
 
 def confusion_figure(counts: Int64[np.ndarray, "K K"], class_names: Sequence[str]) -> Any:

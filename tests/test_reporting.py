@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_models import tiny_model
 
 from seqtrain import reporting
-from seqtrain.board import MAX_PICTURED, TensorBoard, confusion_figure
+from seqtrain.board import MAX_PICTURED, TensorBoard, confusion_figure, write_final
 from seqtrain.reporting import (
     JsonLines,
     PlainLines,
@@ -154,13 +154,30 @@ class TestTensorBoard:
         assert {f"train/{name}" for name in names} <= set(tags["scalars"])
         assert [e.step for e in found.Scalars("train/loss")] == list(range(1, 21))
         assert [e.value for e in found.Scalars("valid/mcc")] == [0.75, 0.75]
-        assert [e.value for e in found.Scalars("final/mcc")] == [0.75]
+        assert "final/mcc" not in tags["scalars"]  # not known before the run is scored
         assert tags["images"] == ["valid/confusion"]
         histograms = tags["histograms"]
         model = tiny_model()
         running = [n for n, _ in model.named_buffers() if n.endswith(("_mean", "_var"))]
         assert sorted(histograms) == sorted(f"norms/{name}" for name in running)
+
+    @pytest.mark.parametrize("parts", [("valid",), ("valid", "test")])
+    def test_final_scores_are_those_of_the_summary(
+        self, tmp_path: Path, parts: tuple[str, ...]
+    ) -> None:
+        scores = dict(zip(("valid", "test"), (0.25, 0.5), strict=True))
+        summary: dict[str, Any] = {"steps": 20}
+        summary |= {part: {"metrics": {"mcc": {"value": scores[part]}}} for part in parts}
+        write_final(tmp_path, SETTINGS, summary, pytest.fail)
+        found = self.written(tmp_path)
+        assert [(e.step, e.value) for e in found.Scalars("final/mcc")] == [(20, scores[parts[-1]])]
         assert "_hparams_/experiment" in found.summary_metadata
+
+    def test_final_scores_that_cannot_be_written_are_told(self) -> None:
+        said: list[str] = []
+        summary = {"steps": 1, "valid": {"metrics": {"mcc": {"value": 0.5}}}}
+        write_final(Path("/dev/null/x"), SETTINGS, summary, said.append)
+        assert len(said) == 1
 
     def test_going_on_hides_the_events_that_will_be_made_again(self, tmp_path: Path) -> None:
         for first in (1, 6):

@@ -262,6 +262,8 @@ def _train(
         how = f"; go on with: seqtrain train --resume -o {run.path}" if run.holds_run() else "."
         print(f"seqtrain: interrupted{how}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if plan.config.logger.name == "tensorboard":
+        _write_final(run, plan, summary)
     _print_summary(run, summary, json)
     epochs, trainer = summary["epochs"], plan.config.trainer
     if trainer.max_epochs is not None and epochs < trainer.max_epochs:
@@ -302,11 +304,24 @@ def _observers(
 
 def _board(run: "RunDir", plan: "Plan", step: int) -> "Observer":
     from seqtrain.board import TensorBoard
+
+    return TensorBoard(run.tensorboard, _flat_settings(plan), plan.data.codec.classes, step)
+
+
+def _flat_settings(plan: "Plan") -> dict[str, str]:
     from seqtrain.config import config_to_dict
     from seqtrain.pipeline import flatten
 
-    settings = {k: str(v) for k, v in flatten(config_to_dict(plan.config)).items()}
-    return TensorBoard(run.tensorboard, settings, plan.data.codec.classes, step)
+    return {k: str(v) for k, v in flatten(config_to_dict(plan.config)).items()}
+
+
+def _write_final(run: "RunDir", plan: "Plan", summary: dict[str, Any]) -> None:
+    from seqtrain.board import write_final
+
+    def warn(sentence: str) -> None:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+    write_final(run.tensorboard, _flat_settings(plan), summary, warn)
 
 
 def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
@@ -394,8 +409,9 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         console.print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", markup=False)
     for warning in data.report.get("warnings", []):
         console.print(f"warning: {warning}", markup=False)
-    megabytes = f"about {memory / 1e6:,.0f} MB beside the program (estimated)"
-    console.print(f"parameters: {parameters:,}; memory of training: {megabytes}")
+    console.print(
+        f"parameters: {parameters:,}; estimated extra memory for training: {memory / 1e6:,.0f} MB"
+    )
 
 
 def _print_summary(run: "RunDir", summary: dict[str, Any], as_json: bool) -> None:
@@ -409,8 +425,9 @@ def _print_summary(run: "RunDir", summary: dict[str, Any], as_json: bool) -> Non
     name = "test" if "test" in summary else "valid"
     print_evaluation(console, summary[name], f"{name} part")
     for part in ("valid", "test"):
+        where = "" if part == name else f" ({part}.baselines in {run.summary})"
         for alarm in summary.get(part, {}).get("alarms", []):
-            print(f"ALARM ({part} part): {alarm}", file=sys.stderr)
+            print(f"ALARM ({part} part): {alarm}{where}", file=sys.stderr)
     console.print(
         f"best epoch {summary['best_epoch']} of {summary['epochs']}, "
         f"{summary['steps']:,} steps, {summary['seconds']:.0f} s, "

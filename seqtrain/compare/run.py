@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqtrain.board import TensorBoard
+from seqtrain.board import TensorBoard, write_final
 from seqtrain.build import build_model
 from seqtrain.compare.measures import (
     calibration_error,
@@ -242,19 +242,19 @@ def _train_and_measure(plan: Plan, run: RunDir) -> Result:
     curve, witness = _Curve(primary_metric(plan.data.codec.task)), Witness()
     settings = {key: str(value) for key, value in flatten(config_to_dict(config)).items()}
 
+    warn = plan.data.report.setdefault("warnings", []).append
+
     def observers(*_: object) -> list[Observer]:
         lines = JsonLines(run.metrics)
         if config.logger.name == "none":
             return [lines, curve, witness]
-        board = Guarded(
-            lambda: _Board(run.tensorboard, settings, ()),
-            "TensorBoard",
-            plan.data.report.setdefault("warnings", []).append,
-        )
+        board = Guarded(lambda: _Board(run.tensorboard, settings, ()), "TensorBoard", warn)
         return [lines, board, curve, witness]
 
     with witness.watching():
         summary = train_run(plan, run, make_observers=observers)
+    if config.logger.name != "none":
+        write_final(run.tensorboard, settings, summary, warn)
     return {
         **_measure(plan, run),
         "best_epoch": summary["best_epoch"],

@@ -233,5 +233,7 @@ def test_tensorboard_shows_the_settings_and_the_score_of_every_arm(
         data = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         settings = HParamsPluginData.FromString(data).session_start_info.hparams
         seen.add((settings["norm.name"].string_value, settings["trainer.seed"].string_value))
-        assert events.Scalars("final/mcc")
+        metrics = json.loads((folder / arm.name / "arm.json").read_text())["metrics"]
+        final = events.Scalars("final/mcc")
+        assert [e.value for e in final] == pytest.approx([metrics["mcc"]], abs=1e-6)
     assert seen == {(norm, str(seed)) for norm in NORMS for seed in range(2)}
