@@ -348,19 +348,20 @@ def transform(
     out: Array,
 ) -> None:
     """``residual + relu((x - centre) * scale + shift)`` at the rows of a tile, 0 around them."""
-    centre, scale, shift, zero = factors[0], factors[1], factors[2], x.dtype.type(0)
+    centre, scale, shift = factors[0], factors[1], factors[2]
+    floor = x.dtype.type(0 if relu else -np.inf)
     clear(begin, tile, rows, out)
     for i in range(begin, min(begin + tile, len(rows))):
         source, target = x[rows[i]], out[rows[i]]
-        for c in range(len(centre)):
-            target[c] = (source[c] - centre[c]) * scale[c] + shift[c]
-        if relu:
-            for c in range(len(centre)):
-                target[c] = zero if target[c] < zero else target[c]  # NaN stays
         if len(residual) > 0:
             added = residual[rows[i]]
             for c in range(len(centre)):
-                target[c] += added[c]
+                y = (source[c] - centre[c]) * scale[c] + shift[c]
+                target[c] = added[c] + (floor if y < floor else y)  # NaN stays
+        else:
+            for c in range(len(centre)):
+                y = (source[c] - centre[c]) * scale[c] + shift[c]
+                target[c] = floor if y < floor else y
 
 
 @inner

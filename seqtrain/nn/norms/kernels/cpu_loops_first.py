@@ -128,18 +128,21 @@ def transform(
     """As ``transform``, for a piece."""
     b, begin, end, _ = piece
     here, zero = real[b, begin:end], x.dtype.type(0)
+    floor = x.dtype.type(0 if relu else -np.inf)
     for c in range(x.shape[1]):
         source, target = x[b, c, begin:end], out[b, c, begin:end]
         centre, scale, shift = factors[0, c], factors[1, c], factors[2, c]
-        for i in range(len(here)):
-            target[i] = (source[i] - centre) * scale + shift if here[i] else zero
-        if relu:
-            for i in range(len(here)):
-                target[i] = zero if target[i] < zero else target[i]  # NaN stays
         if len(residual) > 0:
             added = residual[b, c, begin:end]
             for i in range(len(here)):
-                target[i] += added[i] if here[i] else zero
+                y = (source[i] - centre) * scale + shift
+                y = added[i] + (floor if y < floor else y)  # NaN stays
+                target[i] = y if here[i] else zero
+        else:
+            for i in range(len(here)):
+                y = (source[i] - centre) * scale + shift
+                y = floor if y < floor else y
+                target[i] = y if here[i] else zero
 
 
 @summing
