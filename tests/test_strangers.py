@@ -262,10 +262,23 @@ def test_a_training_part_of_other_arrays_is_refused(tmp_path: Path) -> None:
             TrainingPart.read(path)
 
 
-def test_own_places_need_no_run(tmp_path: Path) -> None:
-    (tmp_path / "new" / "data").mkdir(parents=True)
-    (tmp_path / "new" / "notes").symlink_to(tmp_path)
-    RunDir(tmp_path / "new").check_links()  # a link of the user's own, that no run touches
-    (tmp_path / "new" / "config.yaml.partial").symlink_to(tmp_path / "x")
+def test_a_link_is_refused_before_there_is_a_run(tmp_path: Path) -> None:
+    """Opening the run at its end would refuse any, when the training is done."""
+    run = RunDir(tmp_path / "new")
+    run.check_links()
+    (run.path / "data").mkdir(parents=True)
+    run.check_links()
+    (run.path / "data" / "notes").symlink_to(tmp_path)
     with pytest.raises(CheckpointError, match="is a link"):
-        RunDir(tmp_path / "new").check_links()
+        run.check_links()
+
+
+@pytest.mark.parametrize("name", ["data.json", "splits.tsv", "SHA256SUMS", "predictions/test.tsv"])
+def test_files_that_no_run_made_are_foreign(tmp_path: Path, name: str) -> None:
+    run = RunDir(tmp_path)
+    assert run.foreign_files() == []
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert run.foreign_files() == [tmp_path / name]
+    run.data.write_text('{\n "format": 1}')  # a run began here: its first file
+    assert run.foreign_files() == []

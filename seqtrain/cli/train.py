@@ -44,7 +44,7 @@ def train(
         typer.Option("--run-dir", "-o", help="Where the run goes; runs/TIME if not given."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --run-dir.")
+        bool, typer.Option("--resume", help="Continue the run in --run-dir.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in --run-dir first.")
@@ -57,7 +57,7 @@ def train(
         bool,
         typer.Option(
             "--profile",
-            help="Say what a few steps consist of; their trace goes to profile/ in the run.",
+            help="Profile a few training steps; their trace goes to profile/ in the run.",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
@@ -80,7 +80,7 @@ def train(
     if profile and dry_run:
         raise typer.BadParameter("--profile needs a training, and --dry-run trains nothing.")
     if resume and run_dir is None:
-        raise typer.BadParameter("--resume needs --run-dir: the run to go on with.")
+        raise typer.BadParameter("--resume needs --run-dir: the run to continue.")
     load_torch()
     from seqtrain.training.guard import RunLock
     from seqtrain.training.run_dir import RunDir
@@ -222,7 +222,7 @@ def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
         raise CheckpointError(f"{run.path}: there is no run to resume. Leave --resume out.")
     if run.holds_run() and not (resume or overwrite):
         raise CheckpointError(
-            f"{run.path}: holds a run already. Go on with it by --resume, delete it by "
+            f"{run.path}: already contains a run. Continue it with --resume, replace it with "
             "--overwrite, or choose another --run-dir."
         )
     if run.holds_run() and not run.data.exists():
@@ -233,6 +233,11 @@ def _check_place(run: "RunDir", *, resume: bool, overwrite: bool) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise CheckpointError(
             f"{run.path}: is a file, expected a folder. Choose another --run-dir."
+        )
+    if not overwrite and (foreign := run.foreign_files()):
+        raise CheckpointError(
+            f"{foreign[0]}: would be replaced by the run's own {foreign[0].name}, and no run made "
+            "it. Move it away, choose another --run-dir, or replace it with --overwrite."
         )
 
 
@@ -339,8 +344,7 @@ def _profiler(run: "RunDir", plan: "Plan") -> "Observer":
 
 def _say_plan(plan: "Plan") -> None:
     options.say_labels(plan.data.report)
-    for warning in plan.data.report.get("warnings", []):
-        print(f"warning: {warning}", file=sys.stderr)
+    _say_warnings(plan)
     parts = {"train": plan.data.train, "valid": plan.data.valid, "test": plan.data.test}
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
     print(f"records: {counts}", file=sys.stderr)
@@ -348,6 +352,11 @@ def _say_plan(plan: "Plan") -> None:
         print(_origin_words(origin), file=sys.stderr)
     for choice in plan.choices:
         print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", file=sys.stderr)
+
+
+def _say_warnings(plan: "Plan") -> None:
+    for warning in plan.data.report.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _origin_words(origin: dict[str, Any]) -> str:
@@ -368,6 +377,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
 
     data, config = plan.data, plan.config
     options.say_labels(data.report)
+    _say_warnings(plan)
     choose_training_precision(config.trainer.precision, choose_device(config.trainer.device))
     torch.manual_seed(config.trainer.seed)
     model = build_model(config, data.tokenizer, data.codec)
@@ -407,8 +417,6 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
         console.print(_origin_words(origin), markup=False, soft_wrap=True)
     for choice in plan.choices:
         console.print(f"chosen: {choice.key} = {choice.value} ({choice.reason})", markup=False)
-    for warning in data.report.get("warnings", []):
-        console.print(f"warning: {warning}", markup=False)
     console.print(
         f"parameters: {parameters:,}; estimated extra memory for training: {memory / 1e6:,.0f} MB"
     )

@@ -18,7 +18,6 @@ FORMAT = 1
 """Raised when a run directory of before can no longer be read as it is."""
 
 WEIGHTS, STATE, TRAINING = "model.safetensors", "state.json", "optimizer.pt"
-_FOLDERS = ("checkpoints", "tensorboard", "predictions", "profile")
 FIX = (
     "Copy the run directory anew, or train again; settings of a trained run cannot be edited, "
     "give them to a new one."
@@ -113,18 +112,26 @@ class RunDir:
         return self.config.exists() or self.has_checkpoint("last")
 
     def check_links(self) -> None:
-        """Refuse links among what the run consists of, or is about to.
+        """Refuse links in the directory, which opening the run would refuse after the training.
 
         Raises:
             CheckpointError: Names the first one.
         """
-        if self.holds_run():
+        if self.path.is_dir():
             refuse_links(self.path)
-            return
-        names = [path.name for path in self.listed] + [self.metrics.name, SUMS, ".lock"]
-        for name in (*names, *(f"{name}.partial" for name in names), *_FOLDERS):
-            if (self.path / name).is_symlink():
-                refuse_links(self.path)
+
+    def foreign_files(self) -> list[Path]:
+        """Files named as a run's own in a directory where none was started: not made by one."""
+        if self.holds_run() or _is_own(self.data):
+            return []
+        tables = (self.predictions / "valid.tsv", self.predictions / "test.tsv")
+        own = (*self.listed, self.metrics, self.path / SUMS, *tables)
+        return [path for path in own if path.exists()]
+
+
+def _is_own(data: Path) -> bool:
+    """Whether a data.json is the first file of a run."""
+    return data.is_file() and data.read_bytes()[:16].split()[:2] == [b"{", b'"format":']
 
 
 def create_run(run: RunDir, config: RunConfig, data: Mapping[str, Any]) -> None:

@@ -124,4 +124,4 @@ def test_a_test_file_of_dna_is_told_before_training(folder: Path) -> None:
     (folder / "d.fasta").write_text("".join(f">d{i}\n{x}\n" for i, x in enumerate(dna)))
     data = ("--train", folder / "train.fasta", "--test", folder / "d.fasta")
     done = run("train", *data, "--labels", folder / "more.tsv", *SMALL, "--dry-run")
-    assert "20 of 20 test records look like nucleotides" in done.output.replace("\n", " ")
+    assert "warning: 20 of 20 test records look like nucleotides" in done.stderr

@@ -283,3 +283,13 @@ def test_standard_input_is_an_input_too(folder: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr("sys.stdin", file)
         with pytest.raises(ConfigError, match="standard input"):
             check_outputs([Output("--output", Path("a.fasta"))], ["-"], overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["splits.tsv", "summary.json", "metrics.jsonl"])
+def test_train_replaces_no_file_that_no_run_made(made: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    command = ["train", "--train", made / "a.fasta", "--labels", made / "labels.tsv", *SMALL]
+    said = refused(*command, "-o", tmp_path)
+    assert name in said
+    assert "--overwrite" in said
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]

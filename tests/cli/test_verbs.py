@@ -121,7 +121,7 @@ def test_an_existing_run_is_never_overwritten(
     program: Program, run_dir: Path, train_options: list[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
-    assert_user_error(program("train", *train_options, "-o", run_dir), "holds a run already")
+    assert_user_error(program("train", *train_options, "-o", run_dir), "already contains a run")
     complete = program("train", *train_options, "-o", run_dir, "--resume")
     assert_user_error(complete, "complete")
     assert before == {path: path.stat().st_mtime_ns for path in before}
