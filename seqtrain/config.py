@@ -112,7 +112,7 @@ class DataConfig:
     ignore_labels: list[str] = field(default_factory=list)
     """Residue labels that count neither in the loss nor in a metric."""
     decimal: str | None = None
-    """``point`` or ``comma`` before the fractions of numbers; none: told from the labels."""
+    """``point`` or ``comma`` before the fractions of numbers; none: inferred from the labels."""
     on_error: str = "fail"
     """What happens to records whose label is missing: ``fail``, or ``skip``, counted."""
     unseen: str = "error"
@@ -304,8 +304,8 @@ class TaskConfig:
 
     name: str | None = None
     """``classification``, ``multilabel``, ``regression``, ``residue_classification``,
-    ``residue_regression`` or ``mlm`` (masked language modelling, without labels); none: told from
-    the labels."""
+    ``residue_regression`` or ``mlm`` (masked language modelling, without labels); none: inferred
+    from the labels."""
     pooling: str | None = None
     """``mean``, ``max``, ``mean_max``, ``attention`` or ``position`` (each position has its own
     weights); none: ``position`` for variants of one sequence, else ``mean_max``; unused by

@@ -481,7 +481,7 @@ def count_parameters(model: SequenceModel) -> int:
 
 
 def estimate_memory(config: RunConfig, num_parameters: int, longest: int) -> int:
-    """Bytes that training needs beside the program, about: weights, Adam's moments, activations.
+    """Estimated extra memory for training, in bytes: weights, Adam's moments, activations.
 
     What a block keeps for the backward pass and works with is counted in units of one float32 per
     position and channel, as the growth of the resident memory showed it on a CPU: 13 to 17 in a

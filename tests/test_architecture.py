@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "seqtrain"
 ROOMS = (
     "errors",
     "escaping",
+    "words",
     "masking",
     "data",
     "nn",

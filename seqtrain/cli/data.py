@@ -11,6 +11,7 @@ from seqtrain.cli import options
 from seqtrain.cli.check import check
 from seqtrain.errors import ConfigError
 from seqtrain.escaping import print
+from seqtrain.words import counted
 
 if TYPE_CHECKING:
     from seqtrain.data.audit import LeakSearch
@@ -64,7 +65,10 @@ def tokenize(
     )
     write_store(output, data, tokenizer)
     records, residues = len(data), len(data.sequences.tokens)
-    print(f"{records:,} records, {residues:,} residues written to {output}", file=sys.stderr)
+    print(
+        f"{counted(records, 'record')}, {counted(residues, 'residue')} written to {output}",
+        file=sys.stderr,
+    )
 
 
 @app.command()

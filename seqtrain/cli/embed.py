@@ -11,6 +11,7 @@ from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
 from seqtrain.cli.startup import load_torch
 from seqtrain.escaping import print
+from seqtrain.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -85,7 +86,7 @@ def embed(
     number = write_embeddings(output, told, per_residue=per_residue, dtype=dtype)
     if not quiet:
         options.say_left_out(lengths, counts, number, number - counts["ok"], "have no vector")
-        print(f"{number:,} records written to {output}", file=sys.stderr)
+        print(f"{counted(number, 'record')} written to {output}", file=sys.stderr)
 
 
 def _tally(embeddings: "Iterable[Embedding]", counts: Counter[str]) -> "Iterator[Embedding]":

@@ -10,6 +10,7 @@ import typer
 from seqtrain.cli import options
 from seqtrain.cli.startup import load_torch
 from seqtrain.escaping import print
+from seqtrain.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,7 +225,7 @@ def print_evaluation(console: "Console", scored: dict[str, Any], title: str) -> 
         "mean" if numbers and name == "majority" else name.replace("_", " ") for name in baselines
     ]
     columns = ("metric", "value", "95 % interval", *names)
-    console.print(table(f"{title}: {scored['n']:,} records", columns, rows))
+    console.print(table(f"{title}: {counted(scored['n'], 'record')}", columns, rows))
     bins = scored["by_length"]
     keys = [key for key in bins[0] if key not in ("shortest", "longest")]
     by_length = [(f"{b['shortest']}–{b['longest']}", *(b[k] for k in keys)) for b in bins]

@@ -89,7 +89,7 @@ def _how_to_go_on(run: Path) -> str:
 
     if is_bundle(run):
         return "exported before its run had ended; finish the run and export it again"
-    return f"go on with seqtrain train --resume -o {run}"
+    return f"continue with seqtrain train --resume -o {run}"
 
 
 def _verify(bundle: Path, as_json: bool) -> None:

@@ -31,11 +31,17 @@ TrainFiles = Annotated[
 ]
 ValidFiles = Annotated[
     list[str] | None,
-    typer.Option("--valid", metavar="FASTA", help="Stop early and choose by this file or store."),
+    typer.Option(
+        "--valid",
+        metavar="FASTA",
+        help="Validation file or store: early stopping and checkpoint choice.",
+    ),
 ]
 TestFiles = Annotated[
     list[str] | None,
-    typer.Option("--test", metavar="FASTA", help="Score this file or store once, after training."),
+    typer.Option(
+        "--test", metavar="FASTA", help="Test file or store: scored once, after training."
+    ),
 ]
 LabelFiles = Annotated[
     list[str] | None,
@@ -66,10 +72,12 @@ OnMissing = Annotated[
     typer.Option("--on-error", help="Records without a label: fail, or skip to leave them out."),
 ]
 Alphabet = Annotated[str | None, typer.Option(help="protein, dna or rna; detected if not given.")]
-Task = Annotated[str | None, typer.Option(help="What labels are read as; told from them if not.")]
+Task = Annotated[
+    str | None, typer.Option(help="How labels are read; inferred from them if not given.")
+]
 Decimal = Annotated[
     str | None,
-    typer.Option(help="point or comma before fractions of numbers; told from the labels if not."),
+    typer.Option(help="Decimal sign of numbers: point or comma; inferred if not given."),
 ]
 ConfigName = Annotated[
     str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")

@@ -13,6 +13,7 @@ from seqtrain.cli import options
 from seqtrain.cli.progress import Progress
 from seqtrain.cli.startup import load_torch
 from seqtrain.escaping import print
+from seqtrain.words import counted
 
 if TYPE_CHECKING:
     from seqtrain.data.fasta import Record, Reject
@@ -40,12 +41,12 @@ def predict(
         typer.Option(
             "--ensemble",
             metavar="RUN",
-            help="Ask this model too; repeatable. Answers are means, with spread and members.",
+            help="Add a model to the ensemble; repeatable. Results are means, with spread.",
         ),
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", min=1, help="Only so many classes, the most probable first."),
+        typer.Option("--top-k", min=1, help="Report only the K most probable classes."),
     ] = None,
     window: options.Window = None,
     overlap: options.Overlap = None,
@@ -54,7 +55,7 @@ def predict(
     warnings: options.Warnings = False,
     on_error: options.OnError = "fail",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted .tsv or .jsonl.")
+        bool, typer.Option("--resume", help="Continue an interrupted .tsv or .jsonl.")
     ] = False,
     overwrite: options.Overwrite = False,
     workers: Annotated[
@@ -72,7 +73,7 @@ def predict(
     """Predict for every record; rows keep the order and the number of the input."""
     options.check_on_error(on_error)
     if resume and output is None:
-        raise typer.BadParameter("--resume needs --output: the table to go on with.")
+        raise typer.BadParameter("--resume needs --output: the table to continue.")
     devices = device.split(",")
     if workers > 1 and len(devices) > 1:
         raise typer.BadParameter("--workers and several devices exclude each other.")
@@ -213,7 +214,7 @@ def _say_how_to_go_on(output: Path | None, rows: int) -> None:
 
     said = "seqtrain: interrupted"
     if output is not None and output.suffix in RESUMABLE:
-        said += f" after {rows:,} rows; go on with the same command and --resume"
+        said += f" after {counted(rows, 'row')}; continue with the same command and --resume"
     print(f"{said}.", file=sys.stderr)
 
 

@@ -264,7 +264,7 @@ def _train(
     try:
         summary = train_run(plan, run, resume=resume, make_observers=make_observers)
     except KeyboardInterrupt:
-        how = f"; go on with: seqtrain train --resume -o {run.path}" if run.holds_run() else "."
+        how = f"; continue with: seqtrain train --resume -o {run.path}" if run.holds_run() else "."
         print(f"seqtrain: interrupted{how}", file=sys.stderr)
         raise typer.Exit(130) from None
     if plan.config.logger.name == "tensorboard":

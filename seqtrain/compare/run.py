@@ -74,7 +74,7 @@ def open_comparison(comparison: Comparison, folder: Path, *, resume: bool) -> No
                 f"{', '.join(keys)}. Give the same, or choose another --output."
             )
     elif folder.exists() and any(folder.iterdir()):
-        way = "Go on with --resume, or" if file.exists() else "It holds no comparison;"
+        way = "Continue with --resume, or" if file.exists() else "It holds no comparison;"
         raise CheckpointError(f"{folder}: is not empty. {way} choose another --output.")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -110,8 +110,8 @@ def check_files(
     Args:
         fasta: FASTA files; ``-`` is standard input.
         labels: Label tables or labels FASTA files; none: labels in the headers, if there are any.
-        alphabet: ``protein``, ``dna`` or ``rna``; none: told from the letters.
-        task: One of ``TASKS``; none: told from the labels.
+        alphabet: ``protein``, ``dna`` or ``rna``; none: inferred from the letters.
+        task: One of ``TASKS``; none: inferred from the labels.
         label_column: Column, or header key, of labels.
         settings: Others of ``prepare_data``.
 

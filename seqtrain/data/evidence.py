@@ -130,7 +130,7 @@ def number_format(
     Args:
         cells: Different cells, none of them missing.
         column: Its name counts where the cells do not decide.
-        decimal: ``point`` or ``comma``; none: told from the cells.
+        decimal: ``point`` or ``comma``; none: inferred from the cells.
 
     Raises:
         LabelError: The cells fit two ways of writing numbers, or numbers and lists of codes.

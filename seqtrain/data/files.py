@@ -1,4 +1,4 @@
-"""Text files as lines: compression told from the content, damage told in one sentence."""
+"""Text files as lines: compression detected from the content, damage reported in one sentence."""
 
 import bz2
 import errno

@@ -115,7 +115,7 @@ def read_for_model(
         labels: Label tables or labels FASTA files; none: ``label=...`` in the headers.
         id_column: Column of ids; none: found by name.
         label_column: Column, or header key, of labels; none: found by name.
-        decimal: ``point`` or ``comma`` before the fractions of numbers; none: told from the labels.
+        decimal: ``point`` or ``comma`` before fractions; none: inferred from the labels.
         lengths: How over-long records are read; none: as they are.
         on_error: ``fail``, or ``skip``: records that cannot be used or have no label are left out.
 

@@ -46,7 +46,7 @@ def interpret(
     names: Collection[str] = (),
     lengths: Sequence[Collection[int]] | None = None,
 ) -> Reading:
-    """The task of a column of labels, told from the cells unless given, and how to read them.
+    """The task of a column of labels, inferred from the cells unless given, and how to read them.
 
     - A labels FASTA, and texts as long as their sequences: ``residue_classification``.
     - Numbers: ``regression``, or ``classification`` where few repeat.
@@ -56,10 +56,10 @@ def interpret(
     Args:
         values: One per record; missing ones are left out of account.
         kind: Of the table: ``table``, ``header`` or ``fasta``.
-        task: One of ``TASKS``; none: told from the cells.
+        task: One of ``TASKS``; none: inferred from the cells.
         column: Name of the column.
-        decimal: ``point`` or ``comma`` before fractions; none: told from the cells.
-        separator: Between the names of a multi-label cell; none: told from the cells.
+        decimal: ``point`` or ``comma`` before fractions; none: inferred from the cells.
+        separator: Between the names of a multi-label cell; none: inferred from the cells.
         names: Marks of missing values that are names here.
         lengths: Numbers of residue labels that each record can take; none: not known.
 

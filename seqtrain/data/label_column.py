@@ -12,6 +12,7 @@ from seqtrain.data.label_table import LabelTable
 from seqtrain.data.labels import LabelCodec
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.errors import LabelError
+from seqtrain.words import counted
 
 
 def read_column(
@@ -28,9 +29,9 @@ def read_column(
     Args:
         pieces: The records, each of which has a label.
         table: Their labels.
-        task: One of ``TASKS``; none: told from the cells.
+        task: One of ``TASKS``; none: inferred from the cells.
         like: Of a model, in whose form the labels are wanted.
-        decimal: ``point`` or ``comma`` before fractions; none: told from the cells.
+        decimal: ``point`` or ``comma`` before fractions; none: inferred from the cells.
         names: Marks of missing values that are names here.
 
     Raises:
@@ -118,8 +119,10 @@ def label_notes(table: LabelTable, reading: Reading, unlabelled: Sequence[Reject
     if unlabelled:
         few = ", ".join(repr(each.id) for each in unlabelled[:3])
         more = ", ..." if len(unlabelled) > 3 else ""
-        notes.append(
-            f"{len(unlabelled):,} records without a label are left out (data.on_error=skip): "
-            f"{few}{more}"
+        said = counted(
+            len(unlabelled),
+            "record without a label is left out",
+            "records without a label are left out",
         )
+        notes.append(f"{said} (data.on_error=skip): {few}{more}")
     return notes

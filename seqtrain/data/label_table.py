@@ -92,7 +92,7 @@ def read_labels(
     label_column: str | None = None,
     split_column: str | None = None,
 ) -> LabelTable:
-    """Labels of all files together: all tables, or all labels FASTA, told from the content.
+    """Labels of all files together: all tables, or all labels FASTA, recognized by the content.
 
     A labels FASTA holds one letter of label per residue, case kept. Anything else is a table
     with a header line and tabs, commas or semicolons between columns. Columns that are not named

@@ -12,6 +12,7 @@ from seqtrain.data.id_matching import listed, match_ids
 from seqtrain.data.label_table import LabelTable, read_labels
 from seqtrain.data.split_table import column_names, split_column_of
 from seqtrain.errors import LabelError
+from seqtrain.words import counted
 
 ASIDE = "--split-column ''"
 """The option that leaves columns and headers aside."""
@@ -111,7 +112,9 @@ def _is_usable(named: NamedSplits, is_asked: bool, warnings: list[str]) -> bool:
     strange = Counter(text for text in named.texts.values() if not split_name(text))
     if not strange:
         return True
-    found = ", ".join(f"{text!r} ({count} records)" for text, count in strange.most_common(10))
+    found = ", ".join(
+        f"{text!r} ({counted(count, 'record')})" for text, count in strange.most_common(10)
+    )
     known = sum(split_name(text) is not None for text in named.texts.values())
     if is_asked or known:
         raise LabelError(
@@ -137,8 +140,8 @@ def _disagreement(records: Iterable[Header], one: NamedSplits, other: NamedSplit
         return ""
     record, first, second = different[0]
     return (
-        f"{other.where} and {one.where} name different splits for {len(different):,} records, such "
-        f"as {record!r}: {second} and {first}."
+        f"{other.where} and {one.where} name different splits for "
+        f"{counted(len(different), 'record')}, such as {record!r}: {second} and {first}."
     )
 
 

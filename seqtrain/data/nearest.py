@@ -21,6 +21,7 @@ from seqtrain.data.similarity import (
     word_hashes,
     word_length,
 )
+from seqtrain.words import counted
 
 _QUERIES, _REFERENCES = 256, 4096
 """Records of a block that is compared at once."""
@@ -141,9 +142,11 @@ def _for_all(
 def _limits(skipped: Bool[np.ndarray, " N"], left: Bool[np.ndarray, " N"]) -> list[str]:
     limits = []
     if skipped.any():
-        limits.append(f"{skipped.sum():,} records were not compared position by position")
+        words = "was not compared position by position", "were not compared position by position"
+        limits.append(counted(int(skipped.sum()), f"record {words[0]}", f"records {words[1]}"))
     if left.any():
-        limits.append(f"{left.sum():,} records share words with too many others to compare all")
+        rest = "words with too many others to compare all"
+        limits.append(counted(int(left.sum()), f"record shares {rest}", f"records share {rest}"))
     return limits
 
 

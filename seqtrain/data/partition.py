@@ -18,6 +18,7 @@ from seqtrain.data.named_splits import ASIDE, Found, NamedSplits, is_off
 from seqtrain.data.splits import random_split, similarity_split, strata, stratified_split
 from seqtrain.data.tokenized import Headers, Tokenized, ids_of
 from seqtrain.errors import ConfigError, DataError, LabelError
+from seqtrain.words import counted
 
 _LARGER = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 """Fractions that a message proposes."""
@@ -111,8 +112,8 @@ def _contradictions(
     )
     examples = listed([record for record, *_ in different])
     return [
-        f"{named.where} contradicts the files for {len(different):,} records: {said} ({examples}). "
-        "The files are followed"
+        f"{named.where} contradicts the files for {counted(len(different), 'record')}: {said} "
+        f"({examples}). The files are followed"
     ]
 
 

@@ -215,7 +215,7 @@ def prepare_data(
         parts = _divided(pieces, partition.parts, table, codec, tokenizer)
     except LabelError as error:
         raise LabelError(f"{error}{UNSEEN_HINT}" if strange else str(error)) from None
-    told = "that of the stores" if is_store(paths[0]) else "told from the letters"
+    told = "that of the stores" if is_store(paths[0]) else "inferred from the letters"
     how = {
         "alphabet": "given" if alphabet else told,
         "task": reading.reason,

@@ -17,6 +17,7 @@ from seqtrain.data.lookalikes import class_warnings
 from seqtrain.data.tokenized import Tokenized, ids_of, letters_of, looks_like
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.data.uniform import uniform_warning
+from seqtrain.words import counted
 
 
 def data_report(
@@ -121,7 +122,10 @@ def _label_report(part: SequenceDataset, codec: LabelCodec) -> dict[str, Any]:
 def _label_warnings(table: LabelTable, codec: LabelCodec, unused: int) -> list[str]:
     warnings = []
     if unused:
-        warnings.append(f"{unused} labels of {label_source(table)} have no record and are not used")
+        source = label_source(table)
+        one = f"label of {source} has no record and is not used"
+        many = f"labels of {source} have no record and are not used"
+        warnings.append(counted(unused, one, many))
     if codec.task != "mlm":
         found = class_warnings(codec, table.values.values())
         warnings += [f"{label_source(table)}: {text}" for text in found]
@@ -134,9 +138,11 @@ def _label_warnings(table: LabelTable, codec: LabelCodec, unused: int) -> list[s
 def _length_warnings(skipped: int, truncated: int) -> list[str]:
     warnings = []
     if skipped:
-        warnings.append(f"{skipped} over-long records are left out (data.overlong=skip)")
+        one, many = "over-long record is left out", "over-long records are left out"
+        warnings.append(f"{counted(skipped, one, many)} (data.overlong=skip)")
     if truncated:
-        warnings.append(f"{truncated} over-long records lost their end")
+        one, many = "over-long record lost its end", "over-long records lost their end"
+        warnings.append(counted(truncated, one, many))
     return warnings
 
 
@@ -149,18 +155,24 @@ def _letter_warnings(
     if tokenizer.alphabet.name == "protein" != looks:
         warnings.append(f"the sequences look like {looks}, but are read as protein")
     alphabet = tokenizer.alphabet
-    codes = "ambiguity codes" + " or rare residues" * (alphabet.name == "protein")
+    rare = alphabet.name == "protein"
+    code = "ambiguity code" + " or rare residue" * rare
+    codes = "ambiguity codes" + " or rare residues" * rare
     synonyms = " and ".join(f"{old} read as {new}" for old, new in alphabet.synonyms.items())
     becomes = {"drop": "dropped", "unknown": f"read as {alphabet.unknown}"}
     kinds = {
-        "gap": ("gaps", becomes.get(tokenizer.gap)),
-        "stop": ("stops", becomes.get(tokenizer.stop)),
-        "ambiguous": (codes, becomes.get(tokenizer.ambiguous)),
-        "synonym": ("letters:", synonyms),
-        "other": ("letters outside the alphabet", becomes.get(tokenizer.other)),
+        "gap": ("gap", "gaps", becomes.get(tokenizer.gap)),
+        "stop": ("stop", "stops", becomes.get(tokenizer.stop)),
+        "ambiguous": (code, codes, becomes.get(tokenizer.ambiguous)),
+        "synonym": ("letter:", "letters:", synonyms),
+        "other": (
+            "letter outside the alphabet",
+            "letters outside the alphabet",
+            becomes.get(tokenizer.other),
+        ),
     }
     return warnings + [
-        f"{policies[policy]} {noun} {reading}"
-        for policy, (noun, reading) in kinds.items()
+        f"{counted(policies[policy], one, many)} {reading}"
+        for policy, (one, many, reading) in kinds.items()
         if policies[policy] and reading
     ]

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from seqtrain.data.labels import UNMEASURED, LabelCodec, is_regression
+from seqtrain.words import counted
 
 MOST_SHOWN = 5
 """Classes that a message names."""
@@ -34,6 +35,9 @@ def unseen_classes(
 
 def unseen_words(counts: Mapping[str, int]) -> str:
     """Names of the classes with their numbers of records."""
-    shown = [f"{name!r} ({count:,} records)" for name, count in list(counts.items())[:MOST_SHOWN]]
+    shown = [
+        f"{name!r} ({counted(count, 'record')})"
+        for name, count in list(counts.items())[:MOST_SHOWN]
+    ]
     more = f" and {len(counts) - MOST_SHOWN:,} more" if len(counts) > MOST_SHOWN else ""
     return f"classes that no training record has: {', '.join(shown)}{more}"

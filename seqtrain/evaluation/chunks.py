@@ -61,7 +61,7 @@ def read_chunks(
             raise FastaError(
                 reject_message(bad)
                 + _alphabet_hint(some, tokenizer)
-                + " Or use --on-error skip to go on without them."
+                + " Or use --on-error skip to continue without them."
             )
         yield chunk
 

@@ -68,7 +68,10 @@ def bootstrap_intervals(
     Draw d takes ``rng.integers(U, size=U)`` of the U records, or clusters in sorted order, the
     d-th call on one ``numpy.random.default_rng(seed)``. Draws in which a metric is not defined,
     such as AUROC with one class, are left out of its interval. A percentile interval of few
-    records is somewhat short, and of a metric at its bound (accuracy 1) has no width.
+    records is somewhat short, and of a metric at its bound (accuracy 1) has no width. Draws lack
+    rare classes, so that means over classes (macro_f1, macro_auprc) can be lower, or higher, in
+    nearly every draw than on all records: an interval that would leave out the value itself
+    reaches to it.
 
     Args:
         task: What the arrays hold, see the module.
@@ -281,8 +284,9 @@ def _interval(value: float, draws: PerDraw, level: float) -> Interval:
     defined = draws[~np.isnan(draws)]
     if not len(defined):
         return Interval(float(value), np.nan, np.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high))
+    low, high = map(float, np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]))
+    value = float(value)
+    return Interval(value, min(low, value), max(high, value))  # as they are where value is NaN
 
 
 def _difference(

@@ -1,4 +1,4 @@
-"""Tables as TSV, JSON lines or Parquet, written row by row, and gone on with after an interrupt."""
+"""Tables as TSV, JSON lines or Parquet, written row by row, and continued after an interrupt."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def check_format(path: Path, *, resume: bool = False) -> None:
 
     Args:
         path: What is to be written.
-        resume: It is to be gone on with after an interrupt.
+        resume: It is to be continued after an interrupt.
 
     Raises:
         ConfigError: says which there are, or what is in the way.
@@ -95,14 +95,14 @@ def check_format(path: Path, *, resume: bool = False) -> None:
         )
     if resume and path.suffix not in RESUMABLE:
         raise ConfigError(
-            f"{path}: --resume cannot go on with Parquet, which is unreadable until it is whole. "
+            f"{path}: --resume cannot continue a Parquet file, unreadable until it is whole. "
             f"Use a name that ends in {' or '.join(RESUMABLE)}."
         )
     check_place(path)
 
 
 def read_begun(path: Path, table: Table) -> bool:
-    """Whether an interrupted table can be gone on with; cuts off its unfinished last line.
+    """True if an interrupted table can be continued; cuts off its unfinished last line.
 
     Raises:
         ConfigError: It is whole already, or was begun with another model or other options.

@@ -7,6 +7,7 @@ from typing import Any
 from seqtrain.data.labels import is_regression
 from seqtrain.escaping import code_for_markdown, for_markdown
 from seqtrain.training.checkpoint import LoadedRun
+from seqtrain.words import counted
 
 MAX_LISTED = 100
 """Classes that the card names."""
@@ -152,7 +153,7 @@ def _data(report: Mapping[str, Any]) -> str:
 def _facts(facts: Mapping[str, Any]) -> str:
     lengths = facts.get("lengths") or {}
     span = f", {lengths['min']:.0f} to {lengths['max']:.0f} long" if lengths else ""
-    return f"{facts['records']:,} records{span}"
+    return f"{counted(facts['records'], 'record')}{span}"
 
 
 def _applicability(report: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that come true as often as they say.
+"""Temperature scaling: probabilities that match observed frequencies.
 
 After Guo et al. 2017, arXiv:1706.04599: logits are divided by a temperature that makes the targets
 of a part not trained on most likely. The most probable class stays the most probable one, and a

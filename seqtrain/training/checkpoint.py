@@ -77,7 +77,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: the checkpoint could not be written: {error}. "
-            "Make room or choose another --run-dir, then go on with --resume."
+            "Make room or choose another --run-dir, then continue with --resume."
         ) from error
 
 
@@ -195,7 +195,7 @@ def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
     if not run.config.is_file() or not run.data.is_file():
         raise CheckpointError(
             f"{run.path}: not a run directory: expected config.yaml and data.json in it. "
-            "Name what `seqtrain train -o` made."
+            "Give the folder passed to `train -o`."
         )
     run.check_links()
     check_listed(run)

@@ -131,7 +131,7 @@ def test_check_looks_at_labels_in_headers(tmp_path: Path) -> None:
     assert "record 'r7' (8th, line 15): has no label" in str(check(str(path)).exception)
     skipped = check(str(path), "--on-error", "skip")
     assert skipped.exit_code == 0
-    assert "1 records without a label are left out" in skipped.stderr
+    assert "1 record without a label is left out" in skipped.stderr
 
 
 def test_check_without_labels_looks_at_sequences_alone(fasta: str) -> None:

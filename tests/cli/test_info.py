@@ -34,7 +34,7 @@ def say(*arguments: str | Path) -> str:
 def test_an_unfinished_run_is_gone_on_with_and_its_bundle_exported_again(
     run: Path, tmp_path: Path
 ) -> None:
-    assert f"go on with seqtrain train --resume -o {run}" in say("info", run)
+    assert f"continue with seqtrain train --resume -o {run}" in say("info", run)
     for name in ("b", "b.zip"):
         write_bundle(run, tmp_path / name)
         said = say("info", tmp_path / name)

@@ -252,7 +252,7 @@ def test_an_interrupted_table_is_gone_on_with(
         patch.setattr(writing, "_write_text", Interrupted(after))
         said = predict(runs[0], fasta, "-o", path, catch=True)
     assert said.exit_code == 130
-    assert "go on with the same command and --resume" in said.stderr
+    assert "continue with the same command and --resume" in said.stderr
     assert not path.exists()
     begun = (tmp_path / f"p{suffix}.partial").read_text()
     assert whole.read_text().startswith(begun)
@@ -307,7 +307,7 @@ def test_resume_begins_where_nothing_was_and_refuses_what_is_whole_or_parquet(
     predict(runs[0], fasta, "-o", tmp_path / "p.tsv", "--resume")
     with pytest.raises(ConfigError, match="is whole already"):
         predict(runs[0], fasta, "-o", tmp_path / "p.tsv", "--resume")
-    with pytest.raises(ConfigError, match=r"cannot go on with Parquet"):
+    with pytest.raises(ConfigError, match=r"cannot continue a Parquet"):
         predict(runs[0], fasta, "-o", tmp_path / "p.parquet", "--resume")
     said = predict(runs[0], fasta, "--resume", catch=True)
     assert said.exit_code == 2

@@ -131,7 +131,7 @@ def test_a_splits_table_names_every_record_and_ids_of_no_record_are_told(folder)
     table = splits_table(folder, {"stranger": "test"})
     assert "none of its ids matches a record" in error_of(LabelError, **settings, splits=[table])
     table = splits_table(folder, {**SPLITS, "p3": "holdout"})
-    assert "found 'holdout' (1 records)" in error_of(LabelError, **settings, splits=[table])
+    assert "found 'holdout' (1 record)" in error_of(LabelError, **settings, splits=[table])
 
 
 def test_a_splits_table_beside_files_or_another_split_is_refused(folder):
@@ -170,7 +170,7 @@ def test_headers_that_contradict_a_column_are_told(folder):
     swapped = folder.table(columns | {"p0": ("a", "train")}, "id\tlabel\tsplit")
     data = prepare_data(train=records, labels=[swapped])
     (line,) = warnings_of(data, "different splits")
-    assert "for 1 records, such as 'p0': test and train" in line
+    assert "for 1 record, such as 'p0': test and train" in line
     assert "p0" in parts_of(data)["train"]
 
 
@@ -239,8 +239,8 @@ def test_ids_of_labels_and_splits_are_matched_by_rule_and_counted(folder: Folder
         in (warnings_of(data, "matched by")[0])
     )
     assert warnings_of(data, "matched by")[1].startswith(f"{table}: 20 of 20 record ids")
-    assert warnings_of(data, "have no record") == [
-        f"1 labels of {labels}, column 'label' have no record and are not used"
+    assert warnings_of(data, "no record") == [
+        f"1 label of {labels}, column 'label' has no record and is not used"
     ]
 
 

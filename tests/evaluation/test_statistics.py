@@ -366,3 +366,14 @@ def test_the_minimum_detectable_difference_is_found_with_the_stated_power():
     shared = minimum_detectable_difference(2.0, power=0.9, level=0.9, num_comparisons=5)
     # Five tests at alpha 0.1 together: each at 0.02 two-sided, so z = 2.326.
     assert shared == pytest.approx((2.326348 + 1.281552) * 2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_interval_holds_its_own_value_also_when_rare_classes_drop_out_of_draws(seed):
+    """Forty classes of one record each, all missed: a draw has fewer of them and a higher mean."""
+    targets = np.array([0] * 20 + list(range(1, 41)))
+    outputs = np.eye(41)[np.zeros(60, int)] + 0.1 * np.random.default_rng(seed).random((60, 41))
+    found = bootstrap_intervals("classification", outputs, targets, num_draws=200, seed=seed)
+    assert found["macro_f1"].low == found["macro_f1"].value == pytest.approx(0.5 / 41)
+    for low, value, high in ((i.low, i.value, i.high) for i in found.values()):
+        assert np.isnan(value) or low <= value <= high
