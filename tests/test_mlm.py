@@ -296,7 +296,8 @@ def test_a_table_says_that_nothing_was_hidden_or_what_was(periodic: Periodic) ->
     )
     sequences = dict(r.split("\n")[:2] for r in path.read_text().split(">")[1:])
     for line in lines[2:]:
-        name, length, status, prediction, target = line.split("\t")
+        name, length, status, prediction, probabilities, target = line.split("\t")
+        assert len(probabilities.split(",")) == int(length)
         assert status == "ok"
         assert int(length) == len(prediction) == len(target) == len(sequences[name])
         hidden = [i for i, letter in enumerate(target) if letter != "-"]

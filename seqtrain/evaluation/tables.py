@@ -15,6 +15,8 @@ from seqtrain.evaluation.predict import Prediction
 from seqtrain.evaluation.windows import Windows
 
 NUMBER, WIDE, INTEGER, TEXT = "number", "wide number", "integer", "text"
+RESIDUE_PROBABILITIES = "prediction_prob"
+"""Column of the probabilities of the predicted classes of residues."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ class Table:
         """Whether each record gets a probability for each class."""
         return self.codec.task in ("classification", "multilabel")
 
+    @property
+    def names_residues(self) -> bool:
+        """Whether each residue gets a class, and so a probability of it."""
+        return is_residue(self.codec.task) and not is_regression(self.codec.task)
+
     @cached_property
     def kinds(self) -> dict[str, str]:
         """The columns in order, and whether each one is a number, an integer or text."""
         number = WIDE if self.codec.is_wide else NUMBER
         answer = number if self.codec.task == "regression" else TEXT
         kinds = {"id": TEXT, "length": INTEGER, "status": TEXT, "prediction": answer}
+        kinds |= {RESIDUE_PROBABILITIES: TEXT} if self.names_residues else {}
         members = range(1, self.num_members + 1) if self.num_members > 1 else ()
         if self.top_k is not None:
             for place in range(1, min(self.top_k, len(self.codec.classes)) + 1):
@@ -94,6 +102,8 @@ class Table:
         values, spread, members = prediction.values, prediction.spread, prediction.members
         assert values is not None
         yield self.answer(values, prediction.kept)
+        if self.names_residues:
+            yield _joined(values.max(axis=1), prediction.kept, ".4g")
         if self.top_k is not None:
             # Stable, so that equal probabilities keep the order of the classes.
             for index in np.argsort(-values, kind="stable")[: self.top_k].tolist():
@@ -134,8 +144,7 @@ class Table:
                 return codec.separator.join(named)
         assert kept is not None
         if is_regression(codec.task):
-            numbers, digits = iter(values.tolist()), ".12g" if codec.is_wide else ".6g"
-            return ",".join(f"{next(numbers):{digits}}" if keep else "-" for keep in kept.tolist())
+            return _joined(values, kept, ".12g" if codec.is_wide else ".6g")
         names = iter(values.argmax(axis=1).tolist())
         per_letter = [codec.classes[next(names)] if keep else "-" for keep in kept.tolist()]
         return ("" if all(len(name) == 1 for name in codec.classes) else ",").join(per_letter)
@@ -164,6 +173,8 @@ class Table:
                 yield "prediction: most probable letter of each residue, with none hidden"
             case _:
                 yield "prediction: most probable class of each residue"
+        if self.names_residues:
+            yield f"{RESIDUE_PROBABILITIES}: its probability at each residue, {self.calibration}"
         if self.num_members > 1:
             yield (
                 f"mean of {self.num_members} models, of which std is the standard deviation"
@@ -180,3 +191,10 @@ class Table:
             yield "warning: in what the record is unlike those of the training"
         if self.model:
             yield f"model {self.model}"
+
+
+def _joined(values: np.ndarray, kept: np.ndarray | None, digits: str) -> str:
+    """A number for each letter of the record, ``-`` for those that were not read."""
+    assert kept is not None
+    numbers = iter(values.tolist())
+    return ",".join(f"{next(numbers):{digits}}" if keep else "-" for keep in kept.tolist())

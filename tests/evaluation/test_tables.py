@@ -124,6 +124,19 @@ def test_long_names_of_residue_classes_are_separated() -> None:
     assert Table(codec).row(Prediction("x", 2, "ok", values, kept))[3] == "helix,c,-"
 
 
+def test_each_residue_has_the_probability_of_its_class_in_every_format(tmp_path: Path) -> None:
+    codec = CODECS["residue_classification"]
+    values = np.array([[0.5, 0.3, 0.2], [0.125, 0.125, 0.75]], np.float32)
+    kept = np.array([True, False, True])
+    for ending in FORMATS:
+        path = tmp_path / f"p{ending}"
+        write_predictions(path, [Prediction("x", 2, "ok", values, kept), REJECT], Table(codec))
+        first, second = read(path)
+        assert first["prediction_prob"] == "0.5,-,0.75"
+        assert second["prediction_prob"] is None
+    assert "prediction_prob" not in Table(CODECS["residue_regression"]).columns
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_reject_has_its_reason_and_nothing_else(task: str) -> None:
     cells = dict(zip(Table(CODECS[task]).columns, Table(CODECS[task]).row(REJECT), strict=True))
