@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seqtrain.cli import options
+from seqtrain.cli import completion, options
 from seqtrain.cli.startup import load_torch
 from seqtrain.errors import ConfigError, DataError
 from seqtrain.escaping import print
@@ -70,7 +70,11 @@ def compare_norms(
         str | None, typer.Option(help="Time such as 30m or 4h: epochs and seeds are cut to fit.")
     ] = None,
     launcher: Annotated[
-        str, typer.Option(help="local (one after the other), processes or slurm.")
+        str,
+        typer.Option(
+            help="local (one after the other), processes or slurm.",
+            autocompletion=completion.one_of("local", "processes", "slurm"),
+        ),
     ] = "local",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Arms at a time, unless local; 2 if not given.")

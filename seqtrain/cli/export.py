@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqtrain.cli import options
+from seqtrain.cli import completion, options
 from seqtrain.cli.startup import load_torch
 from seqtrain.escaping import print
 
@@ -29,6 +29,7 @@ def export(
         str,
         typer.Option(
             "--format",
+            autocompletion=completion.one_of(*FORMATS),
             help="bundle: everything that seqtrain needs; onnx: a graph for any runtime; "
             "torch: a program that torch runs without seqtrain.",
         ),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from seqtrain.cli import completion
 from seqtrain.errors import ConfigError, SeqtrainError
 from seqtrain.escaping import print
 
@@ -80,7 +81,13 @@ Decimal = Annotated[
     typer.Option(help="Decimal sign of numbers: point or comma; inferred if not given."),
 ]
 ConfigName = Annotated[
-    str, typer.Option("--config-name", "-n", help="A config or experiment in conf/.")
+    str,
+    typer.Option(
+        "--config-name",
+        "-n",
+        help="A config or experiment in conf/.",
+        autocompletion=completion.config_names,
+    ),
 ]
 ConfigDir = Annotated[
     Path | None,
@@ -88,7 +95,11 @@ ConfigDir = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings in Hydra's grammar."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings in Hydra's grammar.",
+        autocompletion=completion.settings,
+    ),
 ]
 Fasta = Annotated[list[str], typer.Argument(metavar="FASTA...", help="Files; - is stdin.")]
 RunPath = Annotated[
@@ -112,6 +123,7 @@ Overlong = Annotated[
     typer.Option(
         "--overlong",
         metavar="error|truncate|skip|whole",
+        autocompletion=completion.one_of("error", "truncate", "skip", "whole"),
         help="Records longer than data.max_length of the training; as there if not given.",
     ),
 ]
