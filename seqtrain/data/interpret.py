@@ -17,7 +17,11 @@ from seqtrain.data.evidence import (
     weigh_numbers,
 )
 from seqtrain.data.labels import is_regression, is_residue, read_numbers
+from seqtrain.data.odd_cells import refuse_odd_forms, sentinel_note
 from seqtrain.errors import LabelError
+
+_JOINING = "/+&:"
+"""Marks that join names in a cell, but belong to names of classes as often."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ def _told(
     if _are_profiles(cells, fractions=True):
         return Verdict("residue_regression", "lists of numbers")
     _refuse_vectors(cells, {cell: cell.replace(",", " ").split() for cell in cells})
+    refuse_odd_forms(cells)
     return weigh_names(cells, column)
 
 
@@ -140,7 +145,8 @@ def _written(form: NumberFormat, cells: Counter[str]) -> Verdict:
 
 def _example(form: NumberFormat, cells: Collection[str]) -> str:
     shown = next(cell for cell in cells if form.fits(cell) and form.marked.search(cell))
-    return f"numbers with a {form.name}: {shown!r} is {form.plain(shown)}"
+    article = "an" if form.name[0] in "aeiou" else "a"
+    return f"numbers with {article} {form.name}: {shown!r} is {form.plain(shown)}"
 
 
 def _lists(cells: Collection[str]) -> dict[str, list[str]]:
@@ -224,6 +230,8 @@ def _apply(verdict: Verdict, cells: Counter[str]) -> Reading:
         if is_residue(task):
             lists = {cell: items for cell in cells if (items := read_list(cell)) is not None}
             rewritten = {cell: ",".join(items) for cell, items in lists.items()}
+        else:
+            notes = sentinel_note(cells)
     elif task == "multilabel":
         lists = {cell: items for cell in cells if (items := read_list(cell)) is not None}
         separator = separator or (_free_separator(lists) if lists else SEPARATORS[-1])
@@ -231,17 +239,17 @@ def _apply(verdict: Verdict, cells: Counter[str]) -> Reading:
         notes = _other_marks([c for c in cells if c not in lists], separator, cells)
     elif task == "classification" and verdict.reason != "given":
         rewritten = plain_names(cells)
-        notes = _slashes(cells)
+        notes = _several_names(cells)
     rewritten = {cell: text for cell, text in rewritten.items() if cell != text}
     return Reading(task, verdict.reason, rewritten, separator, tuple(notes))
 
 
 def plain_names(cells: Collection[str]) -> dict[str, str]:
-    """Names without a separator at their end or brackets around them."""
+    """Names without a separator at either end or brackets around them."""
     plain = {}
     for cell in cells:
         items = read_list(cell)
-        plain[cell] = items[0] if items and len(items) == 1 else cell.rstrip(SEPARATORS + " ")
+        plain[cell] = items[0] if items and len(items) == 1 else cell.strip(SEPARATORS + " ")
     return {cell: text for cell, text in plain.items() if text}
 
 
@@ -259,17 +267,15 @@ def _other_marks(cells: Collection[str], separator: str, counts: Counter[str]) -
     return notes
 
 
-def _slashes(cells: Collection[str]) -> list[str]:
-    """A warning of names that look like several with a slash between."""
+def _several_names(cells: Collection[str]) -> list[str]:
+    """A warning of names that look like several, with a mark between that is no separator."""
     names = set(cells)
-    odd = [
-        cell
-        for cell in cells
-        if len(parts := [part.strip() for part in cell.split("/")]) > 1 and names.issuperset(parts)
-    ]
-    if not odd:
-        return []
-    return [
-        f"{examples(odd)} is read as one class, though its parts are classes too; for several "
-        "classes in a cell write ';' between them"
-    ]
+    for mark in _JOINING:
+        parts = {cell: split_names(cell, mark) for cell in cells}
+        odd = [c for c, found in parts.items() if len(found) > 1 and names.issuperset(found)]
+        if odd:
+            return [
+                f"{examples(odd)} is read as one class, though its parts are classes too; for "
+                "several classes in a cell write ';' between them"
+            ]
+    return []

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from seqtrain.data.attributes import MASK
+from seqtrain.data.attributes import MASK, Attribute
 from seqtrain.data.cells import missing_marks
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.fasta import Header, Record, Reject, reject, reject_message
@@ -56,6 +56,7 @@ def join_labels(
                 "MASK=... in the headers of the sequences is not read; it belongs into the headers "
                 "of the labels FASTA"
             )
+        table.notes += _left_in_headers(records, table)
     else:
         table = header_labels(records, label_column)
     missing = find_unlabelled(records, table, names)
@@ -67,6 +68,24 @@ def join_labels(
             fix = "The first line of a label table is its header; add one with the names."
         raise LabelError(f"{reject_message(missing)}\n{fix}")
     return table
+
+
+def _left_in_headers(records: Sequence[Header] | Sequence[Record], table: LabelTable) -> list[str]:
+    """A warning of labels in the headers that are others than those of the table."""
+    label = Attribute(["label", "target"])
+    others = [
+        record.id
+        for record in records
+        if (found := label.values(record.description))
+        and record.id in table.values
+        and table.values[record.id] not in found
+    ]
+    if not others:
+        return []
+    return [
+        f"{len(others):,} records, such as {others[0]!r}, have another label in their headers, "
+        f"which is not read: the labels are those of {label_source(table)}"
+    ]
 
 
 def find_unlabelled(

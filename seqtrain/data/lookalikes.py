@@ -1,19 +1,27 @@
 """Warnings of classes that are probably one, or none."""
 
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from seqtrain.data.cells import read_number
+from seqtrain.data.cells import is_missing, read_number
 from seqtrain.data.labels import UNMEASURED, LabelCodec
 
 MOST_SHOWN = 5
 """Groups of names that a warning shows."""
 
 _NO_VALUES = frozenset(
-    {"none", "n.a.", "n.d.", "nd", "nil", "missing", "not available", "not determined", "undefined"}
+    {"none", "n.a.", "n.d.", "n/d", "nd", "nil", "missing", "not available", "not determined"}
+    | {"undefined", "unknown", "unspecified", "unassigned", "tbd", ".", "..", "--", "---"}
+    | {"-99", "-999", "-9999"}
 )
 _OFTEN_UNKNOWN = "X.*"
+_LATIN = str.maketrans(
+    "АВЕКМНОРСТХаеорсухіΑΒΕΖΗΙΚΜΝΟΡΤΥΧο",
+    "ABEKMHOPCTXaeopcyxiABEZHIKMNOPTYXo",
+)
+"""Cyrillic and Greek letters that look like Latin ones."""
 
 
 def class_warnings(codec: LabelCodec, labels: Iterable[str]) -> list[str]:
@@ -28,18 +36,25 @@ def class_warnings(codec: LabelCodec, labels: Iterable[str]) -> list[str]:
         shown = "; ".join(", ".join(map(_visible, group)) for group in groups[:MOST_SHOWN])
         more = f"; and {len(groups) - MOST_SHOWN} more" if len(groups) > MOST_SHOWN else ""
         warnings.append(
-            "classes differ only in letter case, blanks, hidden characters or the way to write a "
-            f"character or number: {shown}{more}. Write them alike if they are one class"
+            "classes differ only in letter case, blanks, hyphens, quotes, hidden characters or the "
+            f"way to write a character or number: {shown}{more}. Write them alike if they are one "
+            "class"
         )
     if codec.task == "residue_classification":
         return warnings + _residue_warnings(codec, labels)
-    if empty := [name for name in codec.classes if name.lower() in _NO_VALUES]:
+    if empty := [name for name in codec.classes if _means_no_value(name, codec.classes)]:
         names = ", ".join(map(repr, empty))
         warnings.append(
-            f"{names} is read as a class; leave the cell empty where there is no value, and such "
-            "records out with --on-error skip"
+            f"{names} is read as a class; if it means that there is no value, leave these cells "
+            "empty and such records out with --on-error skip"
         )
     return warnings
+
+
+def _means_no_value(name: str, names: Collection[str]) -> bool:
+    """Whether a class is called as missing values often are; ``-`` beside ``+`` is a name."""
+    marked = name.lower() in _NO_VALUES or is_missing(name)
+    return marked and not (name == "-" and "+" in names)
 
 
 def lookalikes(names: Iterable[str]) -> list[list[str]]:
@@ -59,12 +74,15 @@ def _looks(name: str) -> str:
         char if char.isspace() or unicodedata.category(char) not in ("Cc", "Cf") else ""
         for char in unicodedata.normalize("NFKC", name)
     )
+    text = text.translate(_LATIN).strip("'\"` ")
+    text = "".join("-" if unicodedata.category(char) == "Pd" else char for char in text)
+    text = re.sub(r"(?<=\w)[-_](?=\w)", " ", text)
     return unicodedata.normalize("NFKC", " ".join(text.split()).casefold())
 
 
 def _visible(name: str) -> str:
-    """The name in quotes, with escapes for what is not seen and for combined characters."""
-    is_plain = name == unicodedata.normalize("NFC", name)
+    """The name in quotes, with escapes for what is not seen: combined and foreign characters."""
+    is_plain = name == unicodedata.normalize("NFC", name).translate(_LATIN)
     return repr(name) if is_plain else ascii(name)
 
 

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from seqtrain.data.cells import is_missing, missing_marks, read_number
 from seqtrain.data.interpret import infer_task, interpret
+from seqtrain.data.labels import LabelCodec
+from seqtrain.data.lookalikes import class_warnings
 from seqtrain.errors import LabelError
 
 
@@ -144,6 +146,16 @@ def test_points_beside_commas_are_refused():
         (spread(["0 1", "1 0", "1 1"]), "vectors of 2 zeros and ones"),
         (spread(["[0.5, 1.5]", "[2.5, 3]"]), "lists of 2 numbers"),
         (spread(["['a']", "['b']", "c"]), "is a list in brackets and 'c' is none"),
+        (spread(["{'a': 1, 'b': 0}", "{'a': 0, 'b': 1}"]), "are dictionaries"),
+        ([f"{n},5%" for n in range(20)], "numbers in a form that is not read"),
+        ([f"{n}.25 kJ/mol" for n in range(20)], "numbers in a form that is not read"),
+        ([f"{n}.5±0.1" for n in range(20)], "numbers in a form that is not read"),
+        ([f"${n}" for n in range(20)], "numbers in a form that is not read"),
+        ([hex(n) for n in range(20)], "numbers in a form that is not read"),
+        (
+            ["\u0661\u0662" + chr(0x660 + n % 10) + "\u0663" * (n // 10) for n in range(20)],
+            "is not read",
+        ),
     ],
 )
 def test_forms_without_a_reading_are_named(cells, message):
@@ -155,7 +167,31 @@ def test_lists_and_trailing_marks_are_read_as_what_they_are():
     lists = interpret(spread(["['a', 'b|c']", '["a"]', "[]"]), "table")
     assert lists.separator == ";"
     assert lists.rewritten == {"['a', 'b|c']": "a;b|c", '["a"]': "a", "[]": ""}
-    assert interpret(spread(["a;", "b;"]), "table").rewritten == {"a;": "a", "b;": "b"}
+    assert interpret(spread(["a;", ",b"]), "table").rewritten == {"a;": "a", ",b": "b"}
+
+
+@pytest.mark.parametrize("names", [["16S", "23S"], [f"GH{n}" for n in range(20)], [">5%", "<5%"]])
+def test_names_with_numbers_in_them_are_names(names):
+    assert interpret(spread(names), "table", column="label").task == "classification"
+
+
+def test_numbers_that_often_mean_no_value_are_warned_of():
+    (note,) = interpret([*decimals(), "-999", "-999.0"], "table", column="score").notes
+    assert note.startswith("'-999' (2 times) lies far below all other numbers")
+    assert interpret([*decimals(), "-999", "-700"], "table", column="score").notes == ()
+
+
+def test_classes_that_look_alike_or_mean_no_value_are_warned_of():
+    def warned(*names):
+        codec = LabelCodec("multilabel", names)
+        return " ".join(class_warnings(codec, []))
+
+    for pair in (["a b", "a_b"], ["a-b", "a\u2013b"], ["'a'", "a"], ["A", "\u0410"]):
+        assert "Write them alike" in warned(*pair)
+    assert warned("A-", "A+", "A", "5'", "5") == ""
+    for name in ("NA", ".", "--", "unknown", "-999"):
+        assert f"{name!r} is read as a class" in warned("a", name)
+    assert warned("+", "-") == ""
 
 
 def test_other_separators_are_named():
@@ -165,6 +201,8 @@ def test_other_separators_are_named():
     reading = interpret(spread(["a / b", "a", "b"]), "table", column="label")
     assert reading.task == "classification"
     assert "'a / b' is read as one class, though its parts are classes too" in reading.notes[0]
+    reading = interpret(spread(["a+b", "a", "b"]), "table", column="label")
+    assert "'a+b' is read as one class, though its parts are classes too" in reading.notes[0]
 
 
 def test_labels_as_long_as_their_sequences_are_those_of_residues():

@@ -70,6 +70,18 @@ def test_mask_in_headers_of_sequences_is_said_not_to_be_read(folder):
     assert any("MASK=... in the headers of the sequences is not read" in n for n in found.notes)
 
 
+def test_labels_in_headers_that_a_table_contradicts_are_told(folder):
+    data = trained(folder)
+    fasta = folder.write("x.fa", ">x label=a\nMKV\n>y label=b\nMKVL\n")
+    notes = []
+    for other in ("b", "a"):
+        labels = folder.table({"x": "a", "y": other})
+        found = read_for_model([fasta], data.tokenizer, data.codec, labels=[labels])
+        notes.append(" ".join(found.notes))
+    assert "another label" not in notes[0]
+    assert "1 records, such as 'y', have another label in their headers" in notes[1]
+
+
 def test_model_applies_its_length_limit(folder):
     data = trained(folder)
     fasta = folder.write("x.fa", ">x label=b\nMKVLA\n>y label=a\nMK\n")
