@@ -83,7 +83,7 @@ def compare_norms(
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Of one arm, over conf/launcher; repeatable: mem_gb=16, slurm_partition=gpu.",
+            help="Resources of one arm, over those of conf/launcher; repeatable: mem_gb=16.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep finished arms.")] = False,

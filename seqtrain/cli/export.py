@@ -21,9 +21,7 @@ def export(
     run: options.RunPath,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="What is written: a folder or .zip, an .onnx, a .pt2 file."
-        ),
+        typer.Option("--output", "-o", help="Output: a folder or .zip, an .onnx or a .pt2 file."),
     ],
     format: Annotated[
         str,

@@ -18,7 +18,7 @@ def info(
         bool,
         typer.Option(
             "--verify",
-            help="Of a bundle: compare all files with their checksums, and what the model says "
+            help="For a bundle: compare all files with their checksums, and what the model says "
             "of the example records with what it said when it was exported.",
         ),
     ] = False,

@@ -133,7 +133,9 @@ Window = Annotated[
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option("--overlap", min=0, help="Of windows; a quarter of one if not given."),
+    typer.Option(
+        "--overlap", min=0, help="Residues that windows share; a quarter of one if not given."
+    ),
 ]
 Warnings = Annotated[
     bool,

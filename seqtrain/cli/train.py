@@ -41,7 +41,7 @@ def train(
     config_dir: options.ConfigDir = None,
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run-dir", "-o", help="Where the run goes; runs/TIME if not given."),
+        typer.Option("--run-dir", "-o", help="Folder for the run; runs/TIME if not given."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir.")

@@ -193,11 +193,14 @@ def test_resume_refuses_other_settings_and_other_data(
     assert process.wait(timeout=60) == 130
     other = program("train", *endless, "optim.lr=0.5", "-o", run, "--resume")
     assert_user_error(other, "optim.lr")
-    config = (run / "config.yaml").read_text()
     moved = tmp_path / "train.fasta"
     moved.write_text((files / "train.fasta").read_text().replace("W", "C"))
+    resumed = program("train", "--train", moved, "-o", run, "--resume")
+    assert_user_error(resumed, "the data are not those")
+    config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(files / "train.fasta"), str(moved)))
-    assert_user_error(program("train", "-o", run, "--resume"), "the data are not those")
+    edited = program("train", "-o", run, "--resume")
+    assert_user_error(edited, "config.yaml: is damaged or was edited")
 
 
 def test_wrong_usage_exits_with_2(program: Program) -> None:
