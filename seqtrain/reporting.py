@@ -26,6 +26,9 @@ from seqtrain.training.run_dir import write_text
 MAX_CONFUSIONS = 12
 """Lines of the confusion table when the whole matrix does not fit on the terminal."""
 
+MAX_WHOLE_NAME = 40
+"""Characters of the first column that are never broken over lines."""
+
 LOG_EVERY_SECONDS = 10.0
 """How often a run without a terminal says that it lives."""
 
@@ -212,7 +215,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     # As Text: a file or class called "[red]" would else become a style.
     drawn = Table(title=Text(visible(title)), title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        drawn.add_column(Text(visible(column)), justify="right" if number else "left")
+        # Cut names may look alike: the first column keeps its width, what is too long is folded.
+        names = [len(visible(_cell(row[0]))) for row in rows] if number == 0 else []
+        drawn.add_column(
+            Text(visible(column)),
+            justify="right" if number else "left",
+            overflow="fold",
+            no_wrap=0 < max(names, default=0) <= MAX_WHOLE_NAME,
+        )
     for row in rows:
         drawn.add_row(*(Text(visible(_cell(value))) for value in row))
     return drawn

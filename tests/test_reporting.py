@@ -303,6 +303,17 @@ class TestConfusionTable:
         assert all(text in rows[1] for text in (names[3], names[77], "2", "25%"))
 
 
+def test_names_in_a_crowded_table_are_not_cut() -> None:
+    names = ["masked_batch", "masked_batch_renorm"]
+    console = Console(file=StringIO(), width=90)
+    columns = ["condition", *(f"a wide measure {i}" for i in range(10))]
+    console.print(table("title", columns, [[name, *[0.123456] * 10] for name in names]))
+    assert isinstance(console.file, StringIO)
+    drawn = console.file.getvalue()
+    assert all(f" {name} " in drawn for name in names)
+    assert "…" not in drawn
+
+
 class TestPlainLines:
     def test_an_epoch_is_a_line_with_every_number_named(
         self, capsys: pytest.CaptureFixture[str]

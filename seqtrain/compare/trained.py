@@ -11,6 +11,7 @@ from seqtrain.compare.plan import Comparison
 from seqtrain.config import RunConfig
 from seqtrain.data.dataset import SequenceDataset
 from seqtrain.pipeline import Plan
+from seqtrain.words import counted
 
 Fact = tuple[str, str]
 """What is stated, and the statement."""
@@ -96,9 +97,10 @@ def _model(name: str, comparison: Comparison, done: Sequence[dict[str, Any]]) ->
 def _training(config: RunConfig) -> str:
     trainer, optim = config.trainer, config.optim
     stop = f"patience {trainer.patience}" if trainer.patience else "no early stopping"
+    epochs = counted(trainer.max_epochs or 0, "epoch")
     return (
-        f"at most {trainer.max_epochs} epochs, {stop} by {trainer.monitor}; AdamW, learning rate "
-        f"{optim.lr:g}, weight decay {optim.weight_decay:g}; batches of at most "
+        f"at most {epochs}, {stop} by {trainer.monitor}; AdamW, learning rate {optim.lr:g}, "
+        f"weight decay {optim.weight_decay:g}; batches of at most "
         f"{config.batching.max_tokens:,} positions"
     )
 

@@ -215,7 +215,7 @@ def test_other_tasks_and_encoders_are_compared_too(
     assert facts["train files"].startswith("train.fasta (")
     assert facts["records"].startswith("train 12 with")
     assert f"{results[0]['num_parameters']:,}" in facts["model"]
-    assert "at most 1 epochs" in facts["training"]
+    assert "at most 1 epoch," in facts["training"]
     assert facts["epochs trained"] == "1"
     assert seqtrain.__version__ in facts["versions"]
     quarters = results[0]["by_length"]
