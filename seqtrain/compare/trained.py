@@ -99,8 +99,8 @@ def _training(config: RunConfig) -> str:
     stop = f"patience {trainer.patience}" if trainer.patience else "no early stopping"
     epochs = counted(trainer.max_epochs or 0, "epoch")
     return (
-        f"at most {epochs}, {stop} by {trainer.monitor}; AdamW, learning rate {optim.lr:g}, "
-        f"weight decay {optim.weight_decay:g}; batches of at most "
+        f"at most {epochs}, {stop}, checkpoint of the best {trainer.monitor}; AdamW, learning "
+        f"rate {optim.lr:g}, weight decay {optim.weight_decay:g}; batches of at most "
         f"{config.batching.max_tokens:,} positions"
     )
 
