@@ -135,6 +135,7 @@ def main() -> None:
     # Read when torch loads. By default its threads wait by spinning, and when another process has
     # one of the cores they wait for each other: 37,000 residues per second against 1,200.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _open_closed()
     interrupts = Interrupts()
     interrupts.listen()
     try:
@@ -149,6 +150,13 @@ def main() -> None:
     finally:
         interrupts.leave()
         _flush()
+
+
+def _open_closed() -> None:
+    """Replace what Python leaves None where a shell closed a stream (``>&-``)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _flush() -> None:

@@ -208,7 +208,7 @@ def read_run(run: RunDir) -> tuple[RunConfig, dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{run.path}: cannot be read: {error}.") from error
     except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{run.path}: is damaged: {error}. {FIX}") from error
+        raise CheckpointError(f"{run.path}: is damaged: {str(error).rstrip('.')}. {FIX}") from error
     return config, data
 
 
@@ -243,4 +243,6 @@ def load_run(path: Path, checkpoint: str = "best") -> LoadedRun:
     try:
         return loaded.calibrated(Calibration.from_dict(read_json(run.calibration)))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run.calibration}: is damaged: {error}. {FIX}") from error
+        raise CheckpointError(
+            f"{run.calibration}: is damaged: {str(error).rstrip('.')}. {FIX}"
+        ) from error
