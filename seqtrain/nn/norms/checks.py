@@ -34,7 +34,7 @@ def check_eps(eps: float, *, positive: bool = False) -> None:
     Raises:
         ValueError: It is too small.
     """
-    if eps < 0 or (positive and eps == 0):
+    if not eps >= 0 or (positive and eps == 0):  # NaN is refused too
         wanted = "positive in training" if positive else "at least 0"
         raise ValueError(f"expected eps to be {wanted}, found {eps}")
 

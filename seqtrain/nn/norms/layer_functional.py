@@ -98,6 +98,8 @@ def masked_rms_norm(
     """
 
     def norm(x: Tensor, mask: Tensor | None, weight: Tensor | None, _: Tensor | None) -> Tensor:
+        if not x.is_complex():  # torch's takes complex features, and no integers
+            check_floating(x)
         if mask is not None and mask.shape[channel_dim] != 1:
             check_floating(x)
             statistics = _root_mean_squares(x, mask, channel_dim % x.ndim, eps)

@@ -144,6 +144,10 @@ def test_features_that_are_not_floating_point_are_refused_as_in_torch(dtype: tor
     ):
         with pytest.raises(NotImplementedError):
             call()
+    if not x.is_complex():  # which torch's takes
+        for given in (None, mask):
+            with pytest.raises(NotImplementedError, match="floating-point"):
+                n.masked_rms_norm(x, given, [4], torch.ones(4), channel_dim=1)
 
 
 def test_an_eps_that_torch_refuses_is_refused() -> None:
@@ -155,6 +159,8 @@ def test_an_eps_that_torch_refuses_is_refused() -> None:
                 masked_batch_norm(x, given, training=True, eps=eps)
         with pytest.raises(ValueError, match="eps"):
             MaskedBatchRenorm1d(4, eps=eps)(x)
+    with pytest.raises(ValueError, match="eps"):
+        masked_batch_norm(x, mask, training=True, eps=float("nan"))
     for given in (None, mask):
         with pytest.raises(ValueError, match="eps"):
             masked_batch_norm(x, given, mean, var, eps=-1e-5)
