@@ -146,7 +146,8 @@ def split(
             "--splits": str(output),
             "--split-column": "" if divided.has_splits else None,
         }
-        settings = {"task": task, "data.decimal": decimal}
+        without_labels = None if divided.has_labels else "mlm"
+        settings = {"task": task or without_labels, "data.decimal": decimal}
         print(f"train with: {_training(named, settings)}", file=sys.stderr)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seqtrain.data.attributes import Attribute
 from seqtrain.data.fasta import refuse_repeats
 from seqtrain.data.files import shown
 from seqtrain.data.join import check_labels, join_labels
@@ -33,6 +34,8 @@ class Divided(NamedTuple):
     """Label files to train with, splits tables left out."""
     has_splits: bool
     """Whether columns or headers name other splits, which training has to leave aside."""
+    has_labels: bool
+    """Whether there are labels, in files or headers: without them only mlm can be trained."""
 
 
 def split_files(
@@ -96,4 +99,6 @@ def split_files(
             f"the new ones needs {ASIDE}"
         )
     rows = list(zip(ids, parts.tolist(), strict=True))
-    return Divided(rows, warnings, labels, has_splits)
+    label = Attribute(["label", "target"] if label_column is None else [label_column])
+    has_labels = bool(labels) or any(label.values(header.description) for header in headers)
+    return Divided(rows, warnings, labels, has_splits, has_labels)

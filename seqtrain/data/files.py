@@ -150,6 +150,8 @@ def _foreign(head: bytes) -> str | None:
     """The kind of file that is no text, with its fix. A workbook is a zip archive of XML."""
     if head.startswith(b"PK\x03\x04") and any(name in head for name in _WORKBOOK_PARTS):
         return "an Excel workbook (.xlsx); save the sheet as CSV (UTF-8)"
+    if head.startswith(b"PK\x03\x04") and b"opendocument.spreadsheet" in head:
+        return "a spreadsheet (.ods); save the sheet as CSV (UTF-8)"
     return _of(head, _FOREIGN)
 
 

@@ -94,3 +94,11 @@ def test_audit_takes_the_table_and_prints_what_training_would_warn_of(folder):
     said = run("data", "audit", *files, "--splits", str(table))
     assert said.exit_code == 0
     assert f"warning: 1 ids of {table} match no record: 'stranger'" in said.stderr
+
+
+def test_without_labels_the_command_that_is_printed_trains_mlm(folder):
+    files = inputs(folder, "none")
+    said = run("data", "split", *files, "--method", "random", "-o", str(folder.path / "s.tsv"))
+    words = shlex.split(said.stderr.split("train with: seqtrain ")[1].splitlines()[0])
+    assert "task=mlm" in words
+    assert run(*words, "--dry-run", "--json").exit_code == 0

@@ -359,6 +359,14 @@ def test_excel_workbook_is_called_so(write):
     assert "found an Excel workbook (.xlsx); save the sheet as CSV (UTF-8)" in message_of(path)
 
 
+def test_spreadsheet_of_open_document_is_called_so(write):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+    path = write(stream.getvalue(), "labels.ods")
+    assert "found a spreadsheet (.ods); save the sheet as CSV (UTF-8)" in message_of(path)
+
+
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
