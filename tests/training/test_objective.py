@@ -52,7 +52,7 @@ def test_a_regression_is_scored_in_standard_deviations_of_the_target(kind: str) 
     total, count = Objective("regression", regression_loss=kind)(model, batch, logits)
     scaled = (batch.targets - 3.0) / 2.0  # the codec's mean and deviation
     function = {"mse": F.mse_loss, "huber": F.huber_loss}[kind]
-    torch.testing.assert_close(total / count, function(logits, scaled))
+    torch.testing.assert_close(total / count, function(logits, scaled.float()))
 
 
 def test_the_plain_objective_drops_weights_and_smoothing_but_keeps_the_loss() -> None:

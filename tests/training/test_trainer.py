@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from seqtrain.training.losses import sequence_loss
 from seqtrain.training.objective import Objective
 from seqtrain.training.optim import warmup_cosine
 from seqtrain.training.outputs import predict_outputs, score_outputs
+from seqtrain.training.sums import listed_file, write_listed
 from seqtrain.training.trainer import Trainer
 
 TASKS = ["classification", "multilabel", "regression", "residue_classification", "mlm"]
@@ -539,14 +541,16 @@ class TestResume:
     def test_a_damaged_state_is_refused(self, tmp_path: Path, state: str) -> None:
         trainer = tiny_trainer(tmp_path, max_epochs=1)
         trainer.fit()
-        (trainer.run.checkpoint("last") / "state.json").write_text(state)
+        write_listed(trainer.run.checkpoint("last") / "state.json", state)
+        shutil.rmtree(trainer.run.checkpoint("best"))
         with pytest.raises(CheckpointError, match="damaged"):
             tiny_trainer(tmp_path).resume()
 
     def test_an_optimizer_state_of_another_model_is_refused(self, tmp_path: Path) -> None:
         trainer = tiny_trainer(tmp_path, max_epochs=1)
         trainer.fit()
-        torch.save({"optimizer": {}}, trainer.run.checkpoint("last") / "optimizer.pt")
+        with listed_file(trainer.run.checkpoint("last") / "optimizer.pt") as partial:
+            torch.save({"optimizer": {}}, partial)
         with pytest.raises(CheckpointError, match="damaged"):
             tiny_trainer(tmp_path).resume()
 
