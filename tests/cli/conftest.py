@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_program import SMALL, Program, command, write_records
+from forked_program import run_forked
+from small_program import SMALL, Program, write_records
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +17,7 @@ def program() -> Program:
         *arguments: str | Path, cwd: Path | None = None, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-        return subprocess.run(
-            command(*arguments),
-            cwd=cwd,
-            input=stdin,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        return run_forked(arguments, cwd=cwd, stdin=stdin, env=environment)
 
     return run
 
