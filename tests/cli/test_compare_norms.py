@@ -160,7 +160,7 @@ def test_batchings_and_encoders_are_crossed_and_each_has_its_reference(
         (["--clusters", "absent.tsv"], "absent.tsv: cannot be read"),
         (["--launcher", "processes", "--resources", "gpus"], "KEY=VALUE"),
         (["--launcher", "processes", "--resources", "a=[1"], "is no YAML"),
-        (["--resources", "mem_gb=1"], "give --launcher processes or slurm too"),
+        (["--resources", "mem_gb=1"], "--resources: needs --launcher processes or slurm"),
         (["norm=batch"], "norm=batch: is what is compared. Use --norms instead"),
         (["batching.kind=bucketed"], "Use --batching instead"),
         (["trainer.seed=7"], "Use --seeds"),

@@ -254,8 +254,9 @@ def test_a_run_does_not_write_its_files_over_its_labels(folder: Path, link: bool
     else:
         shutil.copy("labels.tsv", "r/splits.tsv")
         labels = "r/splits.tsv"
-    said = refused("train", "--train", "a.fasta", "--labels", labels, *SMALL, "-o", "r")
-    assert labels in said
+    asked = ["train", "--train", "a.fasta", "--labels", labels, *SMALL, "-o", "r"]
+    assert ("r/metrics.jsonl" if link else labels) in refused(*asked)
+    assert labels in refused(*asked, "--overwrite")
     assert Path(labels).read_bytes() == Path("labels.tsv").read_bytes()
 
 
