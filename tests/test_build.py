@@ -96,6 +96,7 @@ def test_every_combination_is_built_and_answers(encoder: str, task: str, pooling
 def test_every_experiment_builds(name: str) -> None:
     config = load_config(name)
     config.encoder.embed_dim, config.task.pooling = 16, "mean_max"
+    config.encoder.num_layers = config.encoder.num_layers or 2
     task = config.task.name or "classification"
     model = build_model(config, TOKENIZER, CODECS[task]).eval()
     tokens, lengths = draw_tokens([4, 9])
@@ -104,7 +105,7 @@ def test_every_experiment_builds(name: str) -> None:
 
 def test_the_residue_experiment_builds() -> None:
     config = load_config("topology")
-    config.encoder.embed_dim = 16
+    config.encoder.embed_dim, config.encoder.num_layers = 16, 2
     model = build_model(config, TOKENIZER, CODECS["residue_classification"]).eval()
     tokens, lengths = draw_tokens([4, 9])
     assert model(tokens, lengths).shape == (2, 9, 3)
@@ -129,7 +130,7 @@ def test_the_scale_of_a_regression_comes_from_the_codec() -> None:
 
 def test_the_feed_forward_layer_is_as_wide_as_asked() -> None:
     config = load_config("config", ["encoder=transformer", "encoder.ffn_ratio=2.5"]).encoder
-    config.embed_dim = 16
+    config.embed_dim, config.num_layers = 16, 1
     encoder = build_encoder(config, NormConfig(), 20)
     assert encoder.blocks[0].ffn[0].out_features == 40
 
@@ -153,7 +154,7 @@ def unknown_norm() -> NormConfig:
     [
         lambda: build_norm(unknown_norm()),
         lambda: build_pooling("median", 4),
-        lambda: build_encoder(EncoderConfig(embed_dim=4), NormConfig(), 9),
+        lambda: build_encoder(EncoderConfig(embed_dim=4, num_layers=1), NormConfig(), 9),
         lambda: build_model(tiny_config(), TOKENIZER, LabelCodec("dance", ("a", "b"))),
     ],
     ids=["norm", "pooling", "encoder", "task"],
