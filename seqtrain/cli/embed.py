@@ -46,6 +46,7 @@ def embed(
     from seqtrain.data.fasta import scan_fasta
     from seqtrain.data.outputs import Output, check_outputs
     from seqtrain.data.own_files import is_embedding_file
+    from seqtrain.evaluation.applicability import TrainingRange
     from seqtrain.evaluation.embed import (
         DTYPES,
         check_embedding_format,
@@ -68,6 +69,7 @@ def embed(
     budget = batch_size or loaded.config.batching.max_tokens
     assert budget is not None
     progress = Progress(fasta, quiet)
+    known = TrainingRange.from_report(loaded.data)
     embeddings = embed_records(
         loaded.model.to(choose_device(device)),
         loaded.tokenizer,
@@ -80,12 +82,16 @@ def embed(
         on_error=on_error,
         windows=windows,
         lengths=lengths,
+        trained_on=known,
     )
     counts: Counter[str] = Counter()
     told = _tally(progress.count(embeddings), counts)
     number = write_embeddings(output, told, per_residue=per_residue, dtype=dtype)
     if not quiet:
         options.say_left_out(lengths, counts, number, number - counts["ok"], "have no vector")
+        alphabet = loaded.tokenizer.alphabet.name
+        for sentence in known.sentences(counts, counts["ok"], alphabet) if known else ():
+            print(f"warning: {sentence}", file=sys.stderr)
         print(f"{counted(number, 'record')} written to {output}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from seqtrain.errors import ConfigError, DataError
+from seqtrain.errors import ConfigError, DataError, FastaError
 
 STDIN = "-"
 
@@ -106,9 +106,10 @@ def _long_line(
         pieces.append(piece)
         length += len(piece)
         if length > MAX_LINE:
+            of_sequences = issubclass(error, FastaError)
+            fix = "Divide it into several lines." if of_sequences else "Is it the right file?"
             raise error(
-                f"{shown(path)}: line {number} has more than {MAX_LINE:,} characters. Divide "
-                "longer sequences into several lines."
+                f"{shown(path)}: line {number} has more than {MAX_LINE:,} characters. {fix}"
             )
     return "".join(pieces)
 

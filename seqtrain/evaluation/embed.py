@@ -4,6 +4,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from seqtrain.data.files import check_place, shown, whole_file
 from seqtrain.data.lengths import LengthRule
 from seqtrain.data.tokenizer import Tokenizer
 from seqtrain.errors import ConfigError, DataError
+from seqtrain.evaluation.applicability import TrainingRange
 from seqtrain.evaluation.chunks import read_chunks
 from seqtrain.evaluation.predict import NOT_FINITE
 from seqtrain.evaluation.windows import Range, Windows, read_in_windows
@@ -92,6 +94,7 @@ def embed_records(
     on_error: str = "fail",
     windows: Windows | None = None,
     lengths: LengthRule | None = None,
+    trained_on: TrainingRange | None = None,
 ) -> Iterator[Embedding]:
     """One embedding per entry, in order, in constant memory.
 
@@ -108,6 +111,7 @@ def embed_records(
         windows: How long records are cut; vectors of residues are stitched as in ``Windows``, and
             pooled when they are. None reads each record in one piece.
         lengths: How over-long records are read; none: as they are.
+        trained_on: The range of the training, for warnings of records outside it.
 
     Raises:
         ConfigError: There is no such layer, pooling or dtype.
@@ -128,11 +132,13 @@ def embed_records(
                 model, chunk.tokens, max_tokens, windows, layer, None if per_residue else pooling
             )
         found = iter(vectors)
+        unlike = iter(trained_on.warnings(chunk.tokens, tokenizer)) if trained_on else repeat(())
         for entry, warned in zip(chunk.read, chunk.warnings, strict=True):
             if isinstance(entry, Reject):
                 yield Embedding(entry.id, 0, entry.reason, None, warned)
                 continue
             values, length = next(found)
+            warned = (*warned, *next(unlike))
             with np.errstate(over="ignore"):
                 cast = values.astype(DTYPES[dtype])
             if np.isfinite(cast).all():
