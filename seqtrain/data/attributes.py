@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 from seqtrain.data.labels import UNMEASURED
 
@@ -30,6 +31,14 @@ class Attribute:
     def value(self, description: str) -> str:
         """The first value in a header; empty without one."""
         return next(iter(self.values(description)), "")
+
+    def words_after(self, description: str) -> str:
+        """Words between a bare first value and the next ``key=``; empty after one in quotes."""
+        found = self._pattern.search(description)
+        if found is None or found["bare"] is None or _NEXT_KEY.search(found["bare"]):
+            return ""
+        words = description[found.end() :].split()
+        return " ".join(takewhile(lambda word: "=" not in word, words))
 
     @staticmethod
     def _text(found: re.Match[str]) -> str:

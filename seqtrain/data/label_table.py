@@ -4,6 +4,7 @@ import csv
 import re
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from seqtrain.data.fasta import Header, Record, Reject, parse_fasta, refuse_repe
 from seqtrain.data.files import read_lines, shown
 from seqtrain.data.header_splits import SPLIT_COLUMNS, split_reader
 from seqtrain.errors import LabelError
+from seqtrain.words import counted
 
 _NO_COLUMNS = Columns("", "", "")
 _LONGEST_CELL = 2**31 - 1
@@ -150,7 +152,9 @@ def _open_table(
 
 
 def header_labels(
-    records: Iterable[Header | Record], label_key: str | None = None, split_key: str = "split"
+    records: Sequence[Header] | Sequence[Record],
+    label_key: str | None = None,
+    split_key: str = "split",
 ) -> LabelTable:
     """Labels from ``label=...`` and ``split=...`` in the headers; records without have none.
 
@@ -178,7 +182,25 @@ def header_labels(
     )
     if rejects := _fill(table, rows):
         raise LabelError(reject_message(rejects))
+    table.notes += _cut_labels(records, label)
     return table
+
+
+def _cut_labels(records: Sequence[Header] | Sequence[Record], label: Attribute) -> list[str]:
+    """A warning where a blank probably cut labels of several words.
+
+    A description that follows a label differs from record to record; the rest of a label repeats.
+    """
+    values = ((label.value(r.description), label.words_after(r.description)) for r in records)
+    longer = Counter((value, words) for value, words in values if words)
+    if not longer or len(longer) > longer.total() / 3:
+        return []
+    (value, words), _ = longer.most_common(1)[0]
+    return [
+        f"the headers (label=...): a label ends at the first blank, so that {value!r} is read of "
+        f"{f'{value} {words}'!r}, and {counted(longer.total(), 'record')} in all have words behind "
+        f'their label. If they belong to it, put quotes around it: label="{value} {words}"'
+    ]
 
 
 def _in_header(value: str, header: str) -> str:

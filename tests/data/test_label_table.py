@@ -387,3 +387,23 @@ def test_repeated_ids_of_several_tables_are_told_with_their_places(write):
     assert "record 'a' (3rd, line 4): the id was used before, on line 2; one" in message
     assert f"record 'b' (2nd, line 3): the id was used before, on line 3 of {first}; one" in message
     assert "record 'c' (3rd, line 4): the id was used before, on line 2; one" in message
+
+
+def in_headers(*notes: str) -> list[Record]:
+    return [Record(f"r{i}", note, "MKV", "a.fa", 2 * i + 1, i) for i, note in enumerate(notes)]
+
+
+def test_labels_of_several_words_that_a_blank_cuts_are_told():
+    notes = ["label=cell wall", "label=cell membrane split=train", "label=nucleus"] * 4
+    found = header_labels(in_headers(*notes))
+    assert set(found.values.values()) == {"cell", "nucleus"}
+    (said,) = found.notes
+    assert "'cell' is read of 'cell wall', and 8 records in all" in said
+    assert said.endswith('put quotes around it: label="cell wall"')
+
+
+@pytest.mark.parametrize(
+    "note", ["label=a protein {} of man", 'label="cell wall" {}', "label=a;x={} y"]
+)
+def test_descriptions_behind_a_label_are_not_taken_for_a_part_of_it(note):
+    assert header_labels(in_headers(*(note.format(i) for i in range(12)))).notes == []
