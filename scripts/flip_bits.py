@@ -26,7 +26,7 @@ UNCOVERED = ("metrics.jsonl", ".lock", "report.html")
 
 
 def is_found(run: Path, file: Path) -> bool:
-    """Whether the damage is refused, or another checkpoint is taken and that is said."""
+    """True if the damage is refused, or another checkpoint is taken and that is said."""
     try:
         if "last" not in file.parts:
             open_run(run)

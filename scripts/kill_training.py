@@ -41,7 +41,7 @@ class Job:
     restart: Callable[[Path], list[str]] | None = None
     """The command that continues; None: the first one again."""
     can_restart: Callable[[Path], bool] = lambda _: False
-    """Whether there is anything to continue."""
+    """True if there is anything to continue."""
 
 
 def write_data(folder: Path, draw: random.Random) -> None:

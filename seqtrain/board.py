@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run. The one door to it."""
+"""Writes a run for TensorBoard. The one door to it."""
 
 import threading
 import warnings

@@ -114,9 +114,9 @@ class DataConfig:
     decimal: str | None = None
     """``point`` or ``comma`` before the fractions of numbers; none: inferred from the labels."""
     on_error: str = "fail"
-    """What happens to records whose label is missing: ``fail``, or ``skip``, counted."""
+    """Policy for records whose label is missing: ``fail``, or ``skip``, counted."""
     unseen: str = "error"
-    """What happens to a class that occurs outside the training part alone: ``error``, or ``miss``:
+    """Policy for a class that occurs outside the training part alone: ``error``, or ``miss``:
     its records count as missed."""
     max_length: int | None = None
     """Longest sequence, in residues, that is taken as it is; none: no limit."""
@@ -441,7 +441,7 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """Who is told of a training beside the run's own ``metrics.jsonl`` and the terminal."""
+    """Loggers beside the run's own ``metrics.jsonl`` and the terminal."""
 
     name: str = "tensorboard"
     """``tensorboard``: event files in the run directory; ``none``."""

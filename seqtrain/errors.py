@@ -1,4 +1,4 @@
-"""What a user can fix. The command line prints these as one message and exits with 1.
+"""Errors that a user can fix. The command line prints one message and exits with 1.
 
 A broken promise between our own functions stays ``ValueError`` or ``TypeError``.
 """

@@ -196,7 +196,7 @@ def _unreadable(override: str) -> str:
 
 
 def _wrong_type(text: str, override: str) -> str:
-    """What a value was to be, where the types do not fit."""
+    """The expected type of a value, where the types do not fit."""
     key, _, value = override.partition("=")
     if found := re.search(r"could not be converted to (\w+)", text):
         return f"{override}: expected {_KINDS.get(found[1], found[1])}, found {value!r}."

@@ -148,7 +148,7 @@ def plan_run(
 
 
 def _part_warnings(data: PreparedData) -> list[str]:
-    """What is suspicious about the parts beside each other, or about one of them."""
+    """Warnings about the parts beside each other, or about one of them."""
     mask_token = data.tokenizer.vocab_size
     given = {"train": data.train, "valid": data.valid, "test": data.test}
     parts = {name: restored(part, mask_token) for name, part in given.items() if part is not None}

@@ -1,4 +1,4 @@
-"""Those who watch a run: JSON lines and the terminal. The one door to rich.
+"""Observers of a run: JSON lines and the terminal. The one door to rich.
 
 Progress goes to stderr; stdout is for results. Names come from files: nothing that is printed here
 steers the terminal.
@@ -30,7 +30,7 @@ MAX_WHOLE_NAME = 40
 """Characters of the first column that are never broken over lines."""
 
 LOG_EVERY_SECONDS = 10.0
-"""How often a run without a terminal says that it lives."""
+"""Seconds between signs of life where there is no terminal."""
 
 
 class JsonLines:

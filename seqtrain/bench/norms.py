@@ -53,7 +53,7 @@ def bench_norms(settings: NormBench) -> Report:
 
 
 def _is_fused(settings: NormBench) -> bool:
-    """Whether a kernel takes such states on this machine."""
+    """True if a kernel takes such states on this machine."""
     shape = (settings.batch_size, settings.length, settings.channels[0])
     states = torch.zeros(shape, device=settings.device, dtype=settings.precision)
     mask = states.new_ones(*shape[:2], 1, dtype=torch.bool)

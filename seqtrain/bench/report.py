@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """True if the target is reached; None without one."""
         if self.target is None:
             return None
         return self.value <= self.target if self.at_most else self.value >= self.target

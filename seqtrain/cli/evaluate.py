@@ -147,7 +147,7 @@ def _cautions(
     training: "TrainingPart",
     fasta: list[str],
 ) -> list[str]:
-    """What makes the score worth less than it seems."""
+    """Reasons why the score is worth less than it seems."""
     from seqtrain.data.files import file_facts, shown
     from seqtrain.evaluation.applicability import alphabet_warning
 
@@ -166,7 +166,7 @@ def _cautions(
 
 
 def _is_stdout(path: Path) -> bool:
-    """Whether a file is standard output, as ``/dev/stdout`` is: one reader wants one form."""
+    """True if a file is standard output, as ``/dev/stdout`` is: one reader wants one form."""
     return path.exists() and not path.is_file() and os.path.samestat(path.stat(), os.fstat(1))
 
 
@@ -183,7 +183,7 @@ def _say_what_was_read(records: "LabelledRecords", lengths: "LengthRule", task: 
 def _row_warnings(
     records: "LabelledRecords", loaded: "LoadedRun"
 ) -> "Callable[[int | Reject], tuple[str, ...]]":
-    """What the column ``warning`` says of each row, as in a table of `predict`."""
+    """Cells of the column ``warning``, as in a table of `predict`."""
     from seqtrain.data.lengths import TRUNCATED
     from seqtrain.evaluation.applicability import TrainingRange
 

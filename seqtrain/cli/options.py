@@ -183,7 +183,7 @@ Overwrite = Annotated[
 
 
 class DataOptions(NamedTuple):
-    """What the options that name data were given, under the names of the settings."""
+    """Values of the options that name data, under the names of the settings."""
 
     train: list[str] | None
     valid: list[str] | None
@@ -285,7 +285,7 @@ def named_as_options() -> Iterator[None]:
 
 
 def say_labels(report: dict[str, Any]) -> None:
-    """Which columns were taken, and the task with its reason."""
+    """The columns taken, and the task with its reason."""
     for line in report.get("label_columns", []):
         print(f"labels: {line}", file=sys.stderr)
     print(f"task: {report['task']['name']} ({report['task']['how']})", file=sys.stderr)

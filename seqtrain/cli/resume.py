@@ -57,7 +57,7 @@ def resumed_config(
 def given_settings(
     composed: "RunConfig", plain: "RunConfig", overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """What a user gave, by dotted name: named in an override, or unlike what stands without it."""
+    """Settings given by the user, by dotted name: in an override, or unlike the default."""
     from seqtrain.config import config_to_dict
     from seqtrain.pipeline import flatten
 
@@ -104,7 +104,7 @@ def _check_growth(run: "RunDir", key: str, saved: "RunConfig", differing: dict[s
 
 
 def trains_on(config: "RunConfig", saved: "RunConfig") -> bool:
-    """Whether a run is to train for longer than it was to."""
+    """True if a run is to train for longer than it was to."""
     before, now = saved.trainer, config.trainer
     return (now.max_epochs, now.patience) != (before.max_epochs, before.patience)
 
@@ -134,7 +134,7 @@ def _paths(config: "RunConfig") -> Iterator[tuple[str, str]]:
 
 
 def warnings_of(run: "RunDir", config: "RunConfig", saved: "RunConfig") -> list[str]:
-    """What is unlike in a resumed run: another number of threads, or a longer schedule."""
+    """Differences of a resumed run: another number of threads, or a longer schedule."""
     import torch
 
     from seqtrain.training.device import choose_device

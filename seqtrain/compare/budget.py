@@ -1,4 +1,4 @@
-"""How many epochs and seeds fit into a given time."""
+"""Chooses epochs and seeds that fit into a given time."""
 
 import math
 import re

@@ -133,7 +133,7 @@ def run_arms(comparison: Comparison, folder: Path, tell: Tell = lambda *_: None)
 
 
 def is_finished(folder: Path, arm: Arm) -> bool:
-    """Whether an arm was trained and measured without an error, and its outputs are whole."""
+    """True if an arm was trained and measured without an error, and its outputs are whole."""
     if _read(folder / arm.name / "arm.json").get("status") != "ok":
         return False
     try:

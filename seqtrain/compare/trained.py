@@ -14,7 +14,7 @@ from seqtrain.pipeline import Plan
 from seqtrain.words import counted
 
 Fact = tuple[str, str]
-"""What is stated, and the statement."""
+"""The subject, and the statement."""
 
 
 def trained_facts(

@@ -1,4 +1,4 @@
-"""What may make a good result worthless: duplicates, leaks between splits, labels told by length.
+"""Audits data: duplicates, leaks between splits, labels predictable from length.
 
 The baselines themselves are in :mod:`seqtrain.data.baselines`.
 """
@@ -74,16 +74,16 @@ class LeakSearch(NamedTuple):
     leaks: list[Leak]
     """Nearest first."""
     rule: str
-    """What counts as similar, in a user's words."""
+    """The rule of similarity, in a user's words."""
     identity: float
     word_length: int
     limits: list[str]
     """Why there may be more; empty: these are all."""
     is_estimate: bool
-    """Whether words were sampled: then some may be missing and some be none."""
+    """True if words were sampled: then some may be missing and some be none."""
 
     def number(self, split: str) -> int:
-        """How many records of a split are known to be similar to one of an earlier split."""
+        """Number of records of a split known to be similar to one of an earlier split."""
         return sum(leak.split == split for leak in self.leaks)
 
     def counted(self, split: str) -> str:
@@ -170,7 +170,7 @@ def search_leaks(
 
 
 def similarity_rule(identity: float, k: int) -> str:
-    """What counts as similar, in a user's words."""
+    """The rule of similarity, in a user's words."""
     return (
         f"Two records are similar when {identity:.0%} of their residues or more are equal: counted "
         "position by position where both have the same length, else estimated from the words of "

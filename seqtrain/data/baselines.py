@@ -1,4 +1,4 @@
-"""What can be predicted without a sequence model, for a result to be held against.
+"""Baselines: predictions without a sequence model, for a result to be held against.
 
 scikit-learn is imported where it is used: it takes longer to start than the command line may.
 """
@@ -172,7 +172,7 @@ def _kmer_counts(
     k: int,
     num_letters: int,
 ) -> Int64[np.ndarray, "N W"]:
-    """How often each k-mer occurs in each record."""
+    """Counts of each k-mer in each record."""
     count = max(0, len(residues) - k + 1)
     codes = np.zeros(count, np.int64)
     known = np.arange(count) + k <= offsets[owners[:count] + 1]

@@ -1,4 +1,4 @@
-"""Which records form a batch, and the padded tensors of one batch.
+"""Plans batches of records, and makes the padded tensors of one.
 
 A plan is a pure function of lengths, seed, epoch, rank and world size: an interrupted epoch goes
 on at a batch index, and every rank works out its own share without talking to the others.

@@ -23,7 +23,7 @@ NUMBER_EXAMPLE = "1234.5"
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that there is no value: empty, ``NA``, ``nan``, ``None``, ``?`` or ``-``.
+    """True if a cell says that there is no value: empty, ``NA``, ``nan``, ``None``, ``?`` or ``-``.
 
     Letter case counts in ``None`` alone.
     """
@@ -55,7 +55,7 @@ def read_number(text: str) -> float | None:
 
 
 def fits_float32(number: float) -> bool:
-    """Whether a float32, which models compute in, holds a number of this size."""
+    """True if a float32, which models compute in, holds a number of this size."""
     return number == 0 or _SMALLEST <= abs(number) <= _LARGEST
 
 
@@ -65,13 +65,13 @@ class NumberFormat:
 
     name: str
     pattern: re.Pattern[str]
-    """What fits, plain numbers that read alike included."""
+    """Cells that fit, plain numbers that read alike included."""
     marked: re.Pattern[str]
     """Tells it from plain numbers: the mark that it has and they lack."""
     decimal: str = "."
 
     def fits(self, text: str) -> bool:
-        """Whether a cell can be read so."""
+        """True if a cell can be read so."""
         return self.pattern.fullmatch(text.strip()) is not None
 
     def plain(self, text: str) -> str:
@@ -139,5 +139,5 @@ def _unquoted(text: str) -> list[str] | None:
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a plain number."""
+    """True if a text is a plain number."""
     return read_number(text) is not None

@@ -28,7 +28,7 @@ class ChosenColumns(NamedTuple):
     places: tuple[int, ...]
     """Of ids, labels and, if there are any, splits among the columns, from 0."""
     why: Mapping[str, str]
-    """How each was found, by ``id``, ``label`` and ``split``."""
+    """The rule that found each, by ``id``, ``label`` and ``split``."""
 
     def words(self) -> str:
         """One clause that names the columns and how they were found."""

@@ -137,7 +137,7 @@ def restored(dataset: SequenceDataset, mask_token: int) -> SequenceDataset:
 
 
 def count_letters(dataset: SequenceDataset, num_letters: int) -> Int64[np.ndarray, " K"]:
-    """How often each canonical letter occurs, hidden ones left out."""
+    """Counts of the canonical letters, hidden ones left out."""
     counts = np.zeros(num_letters, np.int64)
     found = dataset.token_counts()[1 : 1 + num_letters]
     counts[: len(found)] = found

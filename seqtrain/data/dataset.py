@@ -114,7 +114,7 @@ class SequenceDataset:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
     def token_counts(self) -> Int64[np.ndarray, " V"]:
-        """How often each token occurs, up to the largest that does."""
+        """Counts of the tokens, up to the largest that occurs."""
         return np.trim_zeros(byte_counts(self.tokens), "b")
 
     def target(self, i: int) -> Any:

@@ -33,9 +33,9 @@ class Divided(NamedTuple):
     labels: list[str]
     """Label files to train with, splits tables left out."""
     has_splits: bool
-    """Whether columns or headers name other splits, which training has to leave aside."""
+    """True if columns or headers name other splits, which training has to leave aside."""
     has_labels: bool
-    """Whether there are labels, in files or headers: without them only mlm can be trained."""
+    """True if there are labels, in files or headers: without them only mlm can be trained."""
 
 
 def split_files(

@@ -43,12 +43,12 @@ _MOSTLY, _MOST, _NEARLY_ALL = 0.5, 0.9, 0.95
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the evidence says of a column."""
+    """The verdict of the evidence on a column."""
 
     task: str
     reason: str
     number_format: NumberFormat | None = None
-    """How numbers are written, if not plainly."""
+    """The form of the numbers, if it is not the plain one."""
     separator: str | None = None
     """Between the names of a cell, if it holds several."""
 
@@ -73,7 +73,7 @@ def name_hint(column: str) -> str:
 
 
 def weigh_numbers(cells: Mapping[str, int], column: str) -> Verdict | None:
-    """Whether cells that are numbers are measurements or codes of classes; None for names.
+    """True if cells that are numbers are measurements or codes of classes; None for names.
 
     A few cells among many numbers may be none; they are refused later, one by one.
 
@@ -111,7 +111,7 @@ def weigh_numbers(cells: Mapping[str, int], column: str) -> Verdict | None:
 
 
 def _may_be_codes(numbers: Mapping[str, float], numeric: int, different: int, whole: bool) -> bool:
-    """Whether numbers look as codes do: 0 to K, few that repeat, or EC classes as 2.7."""
+    """True if numbers look as codes do: 0 to K, few that repeat, or EC classes as 2.7."""
     low, high = min(numbers.values()), max(numbers.values())
     in_a_row = whole and low in (0, 1) and high - low + 1 == different
     if in_a_row and numeric >= 2 * different:
@@ -164,7 +164,7 @@ def number_format(
 
 
 def _fits(form: NumberFormat, cells: Collection[str]) -> bool:
-    """Whether all cells fit, or most do and the others are no lists of numbers either."""
+    """True if all cells fit, or most do and the others are no lists of numbers either."""
     others = [cell for cell in cells if not form.fits(cell)]
     if not any(form.marked.search(cell) for cell in cells if form.fits(cell)):
         return False
@@ -186,7 +186,7 @@ def _refuse_mixture(cells: Collection[str]) -> None:
 
 
 def _is_decimal(cells: Sequence[str], column: str) -> bool:
-    """Whether ``62,17`` is a number rather than two codes: no set of codes would be so written."""
+    """True if ``62,17`` is a number rather than two codes: no set of codes would be so written."""
     pairs = [cell.strip().split(",") for cell in cells]
     if all(set(pair) <= {"0", "1"} for pair in pairs):
         return False
@@ -202,7 +202,7 @@ def _is_decimal(cells: Sequence[str], column: str) -> bool:
 
 @dataclass(frozen=True)
 class _Split:
-    """How well a separator explains the cells that hold it."""
+    """Share of the cells with a separator that it explains."""
 
     separator: str
     cells: list[str]
@@ -242,7 +242,7 @@ def _best_split(cells: Mapping[str, int]) -> _Split | None:
 
 
 def weigh_names(cells: Mapping[str, int], column: str) -> Verdict:
-    """Whether cells hold one name each, or several: those whose names recur in other cells.
+    """True if cells hold one name each, or several: those whose names recur in other cells.
 
     Raises:
         LabelError: Some recur and some do not.
@@ -268,5 +268,5 @@ def weigh_names(cells: Mapping[str, int], column: str) -> Verdict:
 
 
 def are_numbers(items: Collection[str]) -> bool:
-    """Whether all items are plain numbers."""
+    """True if all items are plain numbers."""
     return bool(items) and all(map(is_number, items))

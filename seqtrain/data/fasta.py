@@ -14,7 +14,7 @@ from seqtrain.data.places import Places
 from seqtrain.errors import DataError, FastaError
 
 MAX_LISTED = 10
-"""How many bad records of a file a message shows in full."""
+"""Number of bad records of a file that a message shows in full."""
 
 MAX_ID = 1000
 """Letters of an id; a header without a blank is no id, and fixed-width tables would be as wide."""

@@ -33,7 +33,7 @@ FEW_LETTERS = 1000
 
 @dataclass(frozen=True, eq=False)
 class LabelledRecords:
-    """What can be scored, and what is left out."""
+    """Records that can be scored, and those that are left out."""
 
     dataset: SequenceDataset
     """With targets, in input order."""
@@ -46,7 +46,7 @@ class LabelledRecords:
     truncated: frozenset[str] = frozenset()
     """Ids of records of which only the first residues are read."""
     label_columns: tuple[str, ...] = ()
-    """Where labels came from, a clause for each file."""
+    """Sources of labels, a clause for each file."""
     notes: tuple[str, ...] = ()
     """Warnings of how labels were read."""
 
@@ -57,17 +57,17 @@ class LabelledRecords:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many records are cut or left out for their length, by warning."""
+        """Number of records that are cut or left out for their length, by warning."""
         return {TRUNCATED: len(self.truncated), LEFT_OUT: len(self.left_out)}
 
     def reasons(self) -> dict[str, int]:
-        """How many records are not scored for being over-long, and how many for being unusable."""
+        """Numbers of records that are not scored: the over-long and the unusable ones."""
         bad = len(self.rejects) - len(self.left_out)
         counted = {"over-long": len(self.left_out), "unusable": bad}
         return {reason: number for reason, number in counted.items() if number}
 
     def warnings_of(self, bad: Reject) -> tuple[str, ...]:
-        """What the row of a record that is not scored warns of."""
+        """Warnings in the row of a record that is not scored."""
         return (LEFT_OUT,) * (bad in self.left_out)
 
     def rows(self) -> Iterator[int | Reject]:
@@ -86,7 +86,7 @@ class LabelledRecords:
             bad = next(waiting, None)
 
     def kept(self, i: int) -> Bool[np.ndarray, " L"]:
-        """Which letters of scored record ``i`` are read: not gaps, nor what was cut off."""
+        """Mask of the letters of scored record ``i`` that are read: no gaps, nothing cut off."""
         keep = self.records.kept(i)
         keep[np.flatnonzero(keep)[len(self.dataset.residues(i)) :]] = False
         return keep

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from seqtrain.errors import LabelError
 
 MAX_SHOWN = 5
-"""How many ids a message names."""
+"""Number of ids that a message names."""
 
 _VERSION = re.compile(r"(.*[A-Za-z].*)\.\d{1,3}")
 _PDB = re.compile(r"\d[A-Za-z0-9]{3}(?![A-Za-z0-9])")
@@ -29,9 +29,9 @@ class Rule(NamedTuple):
 
     words: str
     keys: Callable[[str], Iterable[str]]
-    """What an id is compared by; an id fits another that shares a key."""
+    """Keys of an id; two ids fit when they share one."""
     fits: Callable[[str, str], bool] = lambda _, __: True
-    """What must hold of the two ids beside that."""
+    """A further condition on the two ids."""
 
 
 class IdMatch(NamedTuple):
@@ -124,7 +124,7 @@ def _ambiguous(fitting: dict[str, list[str]], takers: dict[str, list[str]]) -> I
 
 
 def _same_version(record: str, name: str) -> bool:
-    """Whether at most one of the two has a version, or both have the same."""
+    """True if at most one of the two has a version, or both have the same."""
     versions = {_accession(name)[len(_unversioned(_accession(name))) :] for name in (record, name)}
     return len(versions - {""}) < 2
 
@@ -159,7 +159,7 @@ def _pdb_case(name: str) -> str:
 
 
 def _fields(name: str) -> set[str]:
-    """What stands between bars, commas or semicolons, without the names of databases."""
+    """Fields between bars, commas or semicolons, without the names of databases."""
     return {field for field in _SEPARATORS.split(name) if field.lower() not in _DATABASES} - {""}
 
 

@@ -30,13 +30,13 @@ class Reading:
 
     task: str
     reason: str
-    """How the task was found, with the override."""
+    """The reason for the task, with the override."""
     rewritten: dict[str, str]
     """Cells that are read as another text: numbers written otherwise, lists, trailing marks."""
     separator: str | None = None
     """Between the names of a multi-label cell."""
     notes: tuple[str, ...] = ()
-    """What a user should know of single cells, as warnings."""
+    """Warnings about single cells."""
 
 
 def interpret(
@@ -207,7 +207,7 @@ def _refuse_vectors(cells: Collection[str], items: dict[str, list[str]]) -> None
 
 
 def _are_profiles(cells: Collection[str], *, fractions: bool = False) -> bool:
-    """Whether every label is a list of numbers, and some number has a fraction if that is asked."""
+    """True if every label is a list of numbers, and some number has a fraction if that is asked."""
     try:
         numbers = [read_numbers(cell) for cell in cells]
     except LabelError:

@@ -150,7 +150,7 @@ def refuse_labels(hint: str = "", **given: object) -> None:
 
 
 def label_source(table: LabelTable) -> str:
-    """Where labels came from, in words."""
+    """Sources of labels, in words."""
     files, key = ", ".join(map(shown, table.files)), table.columns.label
     if table.kind == "fasta":
         return files

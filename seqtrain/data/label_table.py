@@ -41,12 +41,12 @@ class LabelTable:
     files: list[str] = field(default_factory=list)
     """Those that hold labels, in order."""
     notes: list[str] = field(default_factory=list)
-    """What is to be said of how they were read, one line each."""
+    """Notes on how they were read, one line each."""
     chosen: list[ChosenColumns] = field(default_factory=list)
     """The columns of each file of a table, in order."""
     _lines: "array[int]" = field(init=False, default_factory=lambda: array("q"))
     _ends: list[int] = field(init=False, default_factory=list)
-    """How many labels there are up to the end of each file."""
+    """Number of labels up to the end of each file."""
     _numbers: dict[str, int] = field(init=False, default_factory=dict)
     """Which label of all each is, once somebody asked."""
 
@@ -210,7 +210,7 @@ def _in_header(value: str, header: str) -> str:
 
 
 def _several(labels: Sequence[str]) -> str:
-    """What is wrong with a header of different labels; empty where they agree."""
+    """The fault of a header with different labels; empty where they agree."""
     distinct = list(dict.fromkeys(labels))
     if len(distinct) == 1:
         return ""
@@ -236,7 +236,7 @@ def _has_text(cells: Sequence[str]) -> bool:
 
 
 def _delimiter(header: str, lines: Iterator[str], source: str) -> tuple[str, Iterator[str]]:
-    """What stands between the columns of a table with this header, and its lines again.
+    """The delimiter of a table with this header, and its lines again.
 
     Where the header holds commas and semicolons, it is what cuts more of the rows into as many
     cells as the header.

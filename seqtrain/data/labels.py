@@ -1,4 +1,4 @@
-"""What labels mean: the task they belong to, and their way to targets and back."""
+"""Turns labels into the targets of a task, and back."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,12 +34,12 @@ UNMEASURED = "-?"
 
 
 def is_residue(task: str) -> bool:
-    """Whether there is a prediction for each residue, not for each record."""
+    """True if there is a prediction for each residue, not for each record."""
     return task in ("residue_classification", "residue_regression", "mlm")
 
 
 def is_regression(task: str) -> bool:
-    """Whether numbers are predicted, not classes."""
+    """True if numbers are predicted, not classes."""
     return task.endswith("regression")
 
 
@@ -149,7 +149,7 @@ class LabelCodec:
 
     @property
     def is_wide(self) -> bool:
-        """Whether float32 would lose the spread of the targets beside their mean, as of 1e8 ± 1."""
+        """True if float32 would lose the spread of the targets beside their mean, as of 1e8 ± 1."""
         return abs(self.mean) > _WIDEST_IN_FLOAT32 * self.std
 
     @property

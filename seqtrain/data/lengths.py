@@ -1,4 +1,4 @@
-"""How a trained model reads records that are longer than those it was trained on."""
+"""The rule for records that are longer than those a model was trained on."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class LengthRule:
         return None if self.overlong == "whole" else self.max_length
 
     def truncates(self, length: int) -> bool:
-        """Whether only the first residues of a record are read."""
+        """True if only the first residues of a record are read."""
         return self.overlong == "truncate" and self._is_long(length)
 
     def why_not(self, length: int) -> str | None:
@@ -75,7 +75,7 @@ class LengthRule:
 
     @property
     def description(self) -> str:
-        """What a table's first line says of over-long records; empty where none is changed."""
+        """Words on over-long records for a table's first line; empty where none is changed."""
         done = {"truncate": "are cut to that", "skip": "are left out"}.get(self.overlong)
         return f"records of more than {self.max_length} residues {done}" if done else ""
 

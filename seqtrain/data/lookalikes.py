@@ -52,7 +52,7 @@ def class_warnings(codec: LabelCodec, labels: Iterable[str]) -> list[str]:
 
 
 def _means_no_value(name: str, names: Collection[str]) -> bool:
-    """Whether a class is called as missing values often are; ``-`` beside ``+`` is a name."""
+    """True if a class is called as missing values often are; ``-`` beside ``+`` is a name."""
     marked = name.lower() in _NO_VALUES or is_missing(name)
     return marked and not (name == "-" and "+" in names)
 

@@ -20,7 +20,7 @@ class Postings(NamedTuple):
     query: Int64[np.ndarray, " Q"]
     """The later record of each posting list, in rising order."""
     begins: Int64[np.ndarray, " Q"]
-    """Where the list begins in ``records``."""
+    """Start of the list in ``records``."""
     lengths: Int64[np.ndarray, " Q"]
 
 
@@ -71,7 +71,7 @@ class Entries(NamedTuple):
 
 
 def meetings_of(postings: Postings, num_records: int) -> Int64[np.ndarray, " N"]:
-    """How many meetings it takes to compare each record with all earlier ones."""
+    """Number of meetings that compare each record with all earlier ones."""
     found = np.bincount(postings.query, weights=postings.lengths, minlength=num_records)
     return found.astype(np.int64)
 

@@ -22,7 +22,7 @@ class NamedSplits(NamedTuple):
     """A split for records, as it is written."""
 
     where: str
-    """Where it is written, for messages."""
+    """Its source, for messages."""
     key: str
     """Name of the column, or key in headers."""
     texts: Mapping[str, str]
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 def is_off(split_column: str | None) -> bool:
-    """Whether columns and headers are to be left aside."""
+    """True if columns and headers are to be left aside."""
     return split_column is not None and split_column.lower() in ("", "none")
 
 
@@ -108,7 +108,7 @@ def _of_headers(records: Iterable[Header], key: str | None) -> list[NamedSplits]
 
 
 def _is_usable(named: NamedSplits, is_asked: bool, warnings: list[str]) -> bool:
-    """Whether all texts are names of splits; those of a column asked for have to be."""
+    """True if all texts are names of splits; those of a column asked for have to be."""
     strange = Counter(text for text in named.texts.values() if not split_name(text))
     if not strange:
         return True
@@ -165,7 +165,7 @@ def _read_tables(
     id_column: str | None,
     warnings: list[str],
 ) -> NamedSplits:
-    """What splits tables say of the records, each of which they have to name."""
+    """Splits of the records by tables, which have to name each record."""
     where = ", ".join(map(shown, paths))
     texts: dict[str, str] = {}
     wanted = None if is_off(split_column) else split_column

@@ -37,7 +37,7 @@ Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Effort(NamedTuple):
-    """How much may be compared."""
+    """Bounds on what is compared."""
 
     words: int = MAX_WORDS
     """Above this a sample of the words stands for all."""
@@ -57,7 +57,7 @@ class Nearest(NamedTuple):
     limits: list[str]
     """Why there may be more; empty: there are none."""
     is_sample: bool = False
-    """Whether words were sampled, so that identities are estimates from a part of them."""
+    """True if words were sampled, so that identities are estimates from a part of them."""
 
 
 class _Best:
@@ -128,7 +128,7 @@ def _for_all(
     home: Int64[np.ndarray, " N"],
     best: _Best,
 ) -> Nearest:
-    """What was found for the first of equal records, said of each of them."""
+    """Results of the first of equal records, copied to each of them."""
     place = np.searchsorted(kept, same)
     record = np.where(best.record[place] < 0, -1, kept[best.record[place]])
     is_copy = home[same] < home

@@ -46,9 +46,9 @@ class Output(NamedTuple):
     path: Path | None
     """None: it is not written."""
     is_own: Callable[[Path], bool] = is_nobodys
-    """Whether a file that exists was made by this program, and may be replaced by a new one."""
+    """True if a file that exists was made by this program, and may be replaced by a new one."""
     streams: bool = False
-    """Whether it may go to a device or a pipe."""
+    """True if it may go to a device or a pipe."""
 
 
 def check_outputs(
@@ -141,7 +141,7 @@ def _refuse_input(option: str, path: Path, given: str | Path) -> None:
 
 
 def _is_within(path: Path, own: Collection[_Identity | None], folder: Path) -> bool:
-    """Whether an output is, or comes to lie among, the files of a run directory or a bundle."""
+    """True if an output is, or comes to lie among, the files of a run directory or a bundle."""
     is_bundle, root = (folder / "bundle.json").is_file(), _identity(folder)
     target = path.resolve()
     inside = [target.relative_to(parent) for parent in target.parents if _identity(parent) == root]
@@ -161,14 +161,14 @@ def _written(path: Path) -> Iterator[Path]:
 
 
 def _is_model_file(inside: Path) -> bool:
-    """Whether this path within a run directory is one that the run itself uses."""
+    """True if this path within a run directory is one that the run itself uses."""
     if inside.parts[0] == "predictions":
         return inside.name in _OF_THE_RUN
     return inside.parts[0] in (*RUN_FOLDERS, *RUN_FILES)
 
 
 def _is_among(place: Path, folder: Path, names: Collection[str] | None) -> bool:
-    """Whether a file lies in a folder, and is or is in what has one of these names there."""
+    """True if a file lies in a folder, and is or is in what has one of these names there."""
     if place == folder or not place.is_relative_to(folder):
         return False
     return names is None or place.relative_to(folder).parts[0] in names

@@ -10,7 +10,7 @@ from seqtrain.data.header_splits import split_name
 from seqtrain.data.store import STORE_FORMAT
 
 _TABLE_COLUMNS = ["id", "length", "status"]
-"""What every table of predictions or embeddings begins with."""
+"""Columns that every table of predictions or embeddings begins with."""
 
 _LONGEST_LINE = 1 << 16
 _ROWS_LOOKED_AT = 1000
@@ -22,7 +22,7 @@ def is_nobodys(_path: Path) -> bool:
 
 
 def is_split_table(path: Path) -> bool:
-    """Whether it is what ``data split`` writes: columns id and split, and names of parts alone."""
+    """True if it is what ``data split`` writes: columns id and split, and names of parts alone."""
     with path.open(encoding="utf-8") as file:
         rows = [line.rstrip("\n").split("\t") for line in islice(file, _ROWS_LOOKED_AT)]
     return rows[:1] == [["id", "split"]] and all(
@@ -31,7 +31,7 @@ def is_split_table(path: Path) -> bool:
 
 
 def is_prediction_table(path: Path) -> bool:
-    """Whether it is a table of predictions, as TSV, JSON lines or Parquet."""
+    """True if it is a table of predictions, as TSV, JSON lines or Parquet."""
     with path.open("rb") as file:
         head = [file.readline(_LONGEST_LINE) for _ in range(2)]
     if head[0].startswith(b"PAR1"):
@@ -43,7 +43,7 @@ def is_prediction_table(path: Path) -> bool:
 
 
 def is_embedding_file(path: Path) -> bool:
-    """Whether it holds embeddings, as NumPy archive or Parquet."""
+    """True if it holds embeddings, as NumPy archive or Parquet."""
     if not zipfile.is_zipfile(path):
         return _parquet_columns(path) == _TABLE_COLUMNS
     with zipfile.ZipFile(path) as archive:
@@ -51,7 +51,7 @@ def is_embedding_file(path: Path) -> bool:
 
 
 def is_own_store(path: Path) -> bool:
-    """Whether it is a store of ``data tokenize``, of whatever version."""
+    """True if it is a store of ``data tokenize``, of whatever version."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as file:
@@ -60,7 +60,7 @@ def is_own_store(path: Path) -> bool:
 
 
 def is_report(*keys: str) -> Callable[[Path], bool]:
-    """Whether a file is a JSON object with all these keys."""
+    """True if a file is a JSON object with all these keys."""
 
     def is_own(path: Path) -> bool:
         found = json.loads(path.read_bytes())

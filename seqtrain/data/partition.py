@@ -97,7 +97,7 @@ def refuse_split_twice(
 def _contradictions(
     pieces: Sequence[Tokenized], parts: Shaped[np.ndarray, " N"], named: NamedSplits
 ) -> list[str]:
-    """What splits named by a table or headers say otherwise than the files, in one line."""
+    """Splits of a table or headers that contradict the files, in one line."""
     different = [
         (record, part, other)
         for record, part in zip(ids_of(pieces), parts.tolist(), strict=True)
@@ -194,7 +194,7 @@ def _fix_for(
 def _fills(
     part: str, shares: Mapping[str, float], divide: Callable[[Mapping[str, float]], Partition]
 ) -> bool:
-    """Whether these shares leave records for the part, and for train."""
+    """True if these shares leave records for the part, and for train."""
     if sum(shares.values()) >= 1:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Where ids were met, in memory that does not grow with their number."""
+"""Finds repeated record ids in bounded memory."""
 
 import sqlite3
 
@@ -13,7 +13,7 @@ up in the file for nothing."""
 
 
 class Places:
-    """Where each id was met first.
+    """Places where each id was seen first.
 
     The newest ids are in memory. The others are in a file that SQLite makes in the folder for
     temporary files and that is gone with the process, behind a filter (Bloom 1970) that tells most

@@ -25,7 +25,7 @@ COUNTED = 2**16
 
 
 def byte_counts(values: UInt8[np.ndarray, " _"]) -> Int64[np.ndarray, " 256"]:
-    """How often each byte occurs."""
+    """Counts of the 256 bytes."""
     counts = np.zeros(256, np.int64)
     for first in range(0, len(values), COUNTED):  # numpy takes eight bytes for each
         counts += np.bincount(values[first : first + COUNTED], minlength=len(counts))

@@ -1,4 +1,4 @@
-"""Which records resemble each other, by shared words (k-mers), without an external program.
+"""Finds similar records by shared words (k-mers), without an external program.
 
 If each residue of a record is kept with probability ``identity``, each word of ``k`` residues is
 kept with probability ``identity ** k``. This is the model behind Mash (Ondov et al. 2016,

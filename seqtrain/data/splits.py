@@ -1,4 +1,4 @@
-"""Which records are for training, validation and test. All splits are seeded and reproducible.
+"""Divides records into training, validation and test. Splits are seeded and reproducible.
 
 Every function returns one of ``train``, ``valid``, ``test`` per record. Fractions are given in
 that order; a fraction of zero leaves its split out.

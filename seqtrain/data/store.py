@@ -21,7 +21,7 @@ _FIX = "Make it with `seqtrain data tokenize FASTA -o STORE`."
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a file is an Arrow file, told from its first bytes."""
+    """True if a file is an Arrow file, told from its first bytes."""
     if str(path) == STDIN or not Path(path).is_file():
         return False
     with Path(path).open("rb") as stream:

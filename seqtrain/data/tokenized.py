@@ -55,7 +55,7 @@ class Tokenized:
     dropped: Dropped
     """Letters that became no token."""
     letters: Mapping[str, int]
-    """How often each letter or symbol was read, in records that are left out too."""
+    """Counts of letters and symbols, those of records that are left out included."""
     whole: Int64[np.ndarray, " N"]
     """Tokens of each record before any was cut off."""
     truncated: tuple[str, ...] = ()
@@ -327,12 +327,12 @@ def ids_of(pieces: Iterable[Tokenized]) -> Iterator[str]:
 
 
 def letters_of(pieces: Iterable[Tokenized]) -> dict[str, int]:
-    """How often each letter or symbol was read, in all of them."""
+    """Counts of letters and symbols in all of them."""
     return dict(sum((Counter(piece.letters) for piece in pieces), Counter()))
 
 
 def letter_counts(records: Sequence[Record]) -> dict[str, int]:
-    """How often each letter or symbol occurs in all sequences together."""
+    """Counts of letters and symbols in all sequences together."""
     counts = np.zeros(256, np.int64)
     lengths = np.fromiter((len(record.sequence) for record in records), np.int64, len(records))
     for first, last in shares(lengths):

@@ -140,7 +140,7 @@ class Tokenizer:
         return "".join(self.vocab[token] for token in tokens.tolist() if token != PAD)
 
     def count_policies(self, letters: Mapping[str, int]) -> dict[str, int]:
-        """How many letters fell under ``gap``, ``stop``, ``ambiguous``, ``synonym``, ``other``.
+        """Counts of letters under ``gap``, ``stop``, ``ambiguous``, ``synonym`` and ``other``.
 
         Args:
             letters: How often each letter occurs, in either case.

@@ -7,7 +7,7 @@ from seqtrain.data.labels import LabelCodec, is_regression, is_residue
 
 
 def is_uniform(part: SequenceDataset, codec: LabelCodec) -> bool:
-    """Whether all targets of a part are the same; False of no targets and of letters."""
+    """True if all targets of a part are the same; False of no targets and of letters."""
     targets = part.targets
     if targets is None or codec.task == "mlm" or not len(targets):
         return False

@@ -1,4 +1,4 @@
-"""Whether a record is like those that a model was trained on: alphabet, length, composition."""
+"""Compares records with those of the training: alphabet, length, composition."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

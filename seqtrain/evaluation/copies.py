@@ -15,9 +15,9 @@ class Copies(NamedTuple):
     """Exact copies of training records among those that are scored."""
 
     records: int
-    """How many there are, or at least."""
+    """Their number, or a lower bound of it."""
     is_sample: bool
-    """Whether only a part of the training records is known."""
+    """True if only a part of the training records is known."""
     metrics_without: dict[str, float]
     """The metrics of the other records; empty where there are none, or no copies."""
 

@@ -84,7 +84,7 @@ class Predictor:
     trained_on: TrainingRange | None = None
     """What records are held against for ``Prediction.warnings``; None: there are no warnings."""
     lengths: LengthRule = _WHOLE
-    """How over-long records are read where there are no windows."""
+    """The rule for over-long records where there are no windows."""
 
     @classmethod
     def of(
@@ -228,7 +228,7 @@ class _Joined:
         self._dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def take(self, part: Range, values: np.ndarray) -> None:
-        """What is said of one window."""
+        """The results of one window."""
         self._count += 1
         self._dtype = values.dtype
         if self._length is not None:
@@ -254,7 +254,7 @@ def length_rule(
     windows: Windows | None,
     device: torch.device | None = None,
 ) -> LengthRule:
-    """How a model reads over-long records: as in training unless the user says otherwise.
+    """The rule for over-long records: as in training unless the user says otherwise.
 
     Windows read long records in pieces, so that none is too long. Without them, a record has to
     fit into the memory of the device.

@@ -1,4 +1,4 @@
-"""What a trained model says of labelled records: outputs, calibration, scores, tables."""
+"""Scores a trained model on labelled records: outputs, calibration, scores, tables."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How good a model is on labelled records: intervals, lengths, baselines, confusion."""
+"""Evaluates a model on labelled records: intervals, lengths, baselines, confusion."""
 
 import functools
 import io
@@ -92,7 +92,7 @@ def confusion_counts(scored: Mapping[str, Any]) -> np.ndarray | None:
 
 @dataclass(frozen=True, eq=False)
 class TrainingPart:
-    """What is kept of the training part: lengths, targets and hashes, no residues."""
+    """A summary of the training part: lengths, targets and hashes, no residues."""
 
     lengths: Int64[np.ndarray, " N"]
     targets: np.ndarray
@@ -115,11 +115,11 @@ class TrainingPart:
 
     @property
     def is_sample(self) -> bool:
-        """Whether more sequences were trained on than there are hashes."""
+        """True if more sequences were trained on than there are hashes."""
         return self.hashes is not None and len(self.hashes) >= MAX_HASHES
 
     def copied(self, dataset: SequenceDataset) -> Bool[np.ndarray, " N"] | None:
-        """Whether each record is known to have been trained on; None where nothing is known."""
+        """True if each record is known to have been trained on; None where nothing is known."""
         return None if self.hashes is None else np.isin(record_hashes(dataset), self.hashes)
 
     def write(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How sure a metric is, and whether two arms differ: bootstrap, permutation, Holm.
+"""Intervals of metrics and tests of differences: bootstrap, permutation, Holm.
 
 All resample records, never residues: residues of one record are not independent. With cluster ids
 whole clusters are resampled, because similar sequences are not independent either.
@@ -237,7 +237,7 @@ class _Units:
         self.num_units = len(unique)
 
     def resampled(self, num_draws: int, rng: np.random.Generator) -> Iterator[Counts]:
-        """How often each record is drawn, ``(N, D)`` at a time, when units are resampled."""
+        """Draws of each record, ``(N, D)`` at a time, when units are resampled."""
         for size in self._sizes(num_draws):
             drawn = (rng.integers(self.num_units, size=self.num_units) for _ in range(size))
             yield self._of_records([np.bincount(d, minlength=self.num_units) for d in drawn])

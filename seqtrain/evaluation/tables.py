@@ -1,4 +1,4 @@
-"""What a table of predictions holds: its columns, what each one means, and the cells of a row."""
+"""The table of predictions: its columns, their meaning, and the cells of a row."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Table:
     calibration: str = "uncalibrated"
     """How probabilities are calibrated, in words."""
     num_members: int = 1
-    """How many models answered; each gets columns of its own if there are several."""
+    """Number of models that answered; each gets columns of its own if there are several."""
     top_k: int | None = None
     """Only so many classes, the most probable first, in place of one column per class."""
     windows: Windows | None = None
@@ -42,7 +42,7 @@ class Table:
     model: str = ""
     """Fingerprint of what predicted."""
     lengths: LengthRule | None = None
-    """How over-long records were read; None: as they are."""
+    """The rule for over-long records; None: they are read as they are."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and not self.has_probabilities:
@@ -53,12 +53,12 @@ class Table:
 
     @property
     def has_probabilities(self) -> bool:
-        """Whether each record gets a probability for each class."""
+        """True if each record gets a probability for each class."""
         return self.codec.task in ("classification", "multilabel")
 
     @property
     def names_residues(self) -> bool:
-        """Whether each residue gets a class, and so a probability of it."""
+        """True if each residue gets a class, and so a probability of it."""
         return is_residue(self.codec.task) and not is_regression(self.codec.task)
 
     @cached_property

@@ -126,7 +126,7 @@ def read_begun(path: Path, table: Table) -> bool:
 def skip_written(
     entries: Iterator[Record | Reject], path: Path
 ) -> tuple[int, Iterator[Record | Reject]]:
-    """How many rows are there already, and the entries that have none yet.
+    """Number of rows written already, and the entries that have none yet.
 
     Raises:
         ConfigError: The rows are of other records.

@@ -106,7 +106,7 @@ def _check_sums(root: Place, path: Path) -> None:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether this is meant to be an exported bundle, not a run directory."""
+    """True if this is meant to be an exported bundle, not a run directory."""
     return path.is_file() or (path / MANIFEST).is_file()
 
 
@@ -312,7 +312,7 @@ class Verification(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether all files and all results are as they were."""
+        """True if all files and all results are as they were."""
         return set(self.files.values()) == {"ok"} and self.examples.passed
 
 

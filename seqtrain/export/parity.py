@@ -1,4 +1,4 @@
-"""Whether two programs give the same results, and where they differ most."""
+"""Compares the results of two programs, and finds where they differ most."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Parity(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the results are the same."""
+        """True if the results are the same."""
         return self.worst <= TOLERANCE
 
 

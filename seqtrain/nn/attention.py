@@ -116,7 +116,7 @@ def _attend_in_grids(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 
 def _has_flash(x: Tensor) -> bool:
-    """Whether torch's attention for sequences end to end computes this."""
+    """True if torch's attention for sequences end to end computes this."""
     return (
         x.device.type == "cuda"
         and x.dtype in (torch.float16, torch.bfloat16)

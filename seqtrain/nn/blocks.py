@@ -97,7 +97,7 @@ class ChannelDropout(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether anything may be dropped."""
+        """True if anything may be dropped."""
         return self.training and self.p > 0
 
     def forward(self, x: Float[Tensor, "B L C"], layout: Layout) -> Float[Tensor, "B L C"]:

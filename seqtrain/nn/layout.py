@@ -129,7 +129,7 @@ class Layout(NamedTuple):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the sequences lie in one row.
+        """True if the sequences lie in one row.
 
         Not told from the grids: a compiled block would hold for batches of as many grids alone.
         """

@@ -43,7 +43,7 @@ class Calibration:
     part: str
     """What it was fitted on: ``valid``."""
     records: int
-    """How many records that part has."""
+    """Number of records of that part."""
     error_before: float
     """Expected calibration error on that part as trained."""
     error_after: float

@@ -1,4 +1,4 @@
-"""Where to compute and how wide."""
+"""Chooses the device and the precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 

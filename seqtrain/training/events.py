@@ -1,4 +1,4 @@
-"""What a training run tells those who watch it."""
+"""Events of a training run, for its observers."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Whether this machine can train what the settings ask for, told before any data are read."""
+"""Checks that this machine can train what the settings ask for, before data are read."""
 
 import copy
 import os
@@ -80,7 +80,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _free_ram() -> int | None:
-    """What the system can still give, or the limit of the container, whichever is less."""
+    """Memory that the system can still give, or the limit of the container, the lesser."""
     found = []
     for line in _lines(Path("/proc/meminfo")):
         if line.startswith(("MemAvailable:", "SwapFree:")):

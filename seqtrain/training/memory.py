@@ -1,4 +1,4 @@
-"""Whether a record fits into memory in one piece, estimated before it is tried."""
+"""Estimates, before it is tried, whether a record fits into memory in one piece."""
 
 import os
 from pathlib import Path

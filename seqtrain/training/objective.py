@@ -1,4 +1,4 @@
-"""What is minimised: a task's loss with its weights, bound once."""
+"""The objective: a task's loss with its weights, bound once."""
 
 from dataclasses import dataclass, replace
 

@@ -41,7 +41,7 @@ class Groups:
         return cls(unique, member_of, order, starts)
 
     def sums(self, counts: Counts) -> Float[np.ndarray, "G D"]:
-        """How often each group counts."""
+        """Count of times each group counts."""
         return np.asarray(np.add.reduceat(counts[self.order], self.starts, axis=0))
 
 
@@ -126,7 +126,7 @@ class _Ranked:
     near: slice
     """Columns that hold all records of the same class."""
     same: Bool[np.ndarray, "R M"]
-    """Which of those are of the same class."""
+    """Mask of those of the same class."""
 
     @cached_property
     def _all(self) -> Float[np.ndarray, "R D"]:

@@ -50,7 +50,7 @@ def newest_whole(run: RunDir) -> Path:
 
 
 def read_state(run: RunDir) -> dict[str, Any]:
-    """Where the checkpoint to resume from stands; empty where training has not begun.
+    """State of the checkpoint to resume from; empty where training has not begun.
 
     Raises:
         CheckpointError: None is whole.

@@ -58,7 +58,7 @@ class RunDir:
 
     @property
     def calibration(self) -> Path:
-        """What makes the probabilities of the best checkpoint come true; absent in older runs."""
+        """Temperatures for the probabilities of the best checkpoint; absent in older runs."""
         return self.path / "calibration.json"
 
     @property
@@ -97,18 +97,18 @@ class RunDir:
         return self.path / "checkpoints" / name
 
     def has_checkpoint(self, name: str) -> bool:
-        """Whether there is a checkpoint, be it the one before a crash."""
+        """True if there is a checkpoint, be it the one before a crash."""
         folder = self.checkpoint(name)
         return folder.exists() or before(folder).exists()
 
     def has_progress(self) -> bool:
-        """Whether training can continue from a checkpoint, or could if that were not damaged."""
+        """True if training can continue from a checkpoint, or could if that were not damaged."""
         best = self.checkpoint("best")
         has_state = any((each / TRAINING).exists() for each in (best, before(best)))
         return self.has_checkpoint("last") or has_state
 
     def holds_run(self) -> bool:
-        """Whether a run was ever started here."""
+        """True if a run was ever started here."""
         return self.config.exists() or self.has_checkpoint("last")
 
     def check_links(self) -> None:
@@ -130,7 +130,7 @@ class RunDir:
 
 
 def _is_own(data: Path) -> bool:
-    """Whether a data.json is the first file of a run."""
+    """True if a data.json is the first file of a run."""
     return data.is_file() and data.read_bytes()[:16].split()[:2] == [b"{", b'"format":']
 
 
@@ -151,7 +151,7 @@ def create_run(run: RunDir, config: RunConfig, data: Mapping[str, Any]) -> None:
 
 
 def before(folder: Path) -> Path:
-    """Where the checkpoint before lies while a new one takes its place."""
+    """Folder of the previous checkpoint while a new one takes its place."""
     return folder.with_name(folder.name + ".old")
 
 

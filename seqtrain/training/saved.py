@@ -1,4 +1,4 @@
-"""What the JSON files of a run directory or a bundle may hold, field by field."""
+"""Checks of the JSON files of a run directory or a bundle, field by field."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -39,7 +39,7 @@ def digest(file: Place) -> str:
 
 
 def read_sums(folder: Place) -> Sums | None:
-    """What the checksum file of a folder lists; None where there is none.
+    """Contents of the checksum file of a folder; None where there is none.
 
     Raises:
         CheckpointError: It is damaged.

@@ -179,7 +179,7 @@ class Trainer:
         self.schedule._last_lr = rates
 
     def _is_over(self) -> bool:
-        """Whether the last epoch is done, or patience has run out at the end of one."""
+        """True if the last epoch is done, or patience has run out at the end of one."""
         progress, settings = self.progress, self.settings
         waited = progress.epoch - progress.best_epoch
         out_of_patience = 0 < settings.patience <= waited
@@ -429,7 +429,7 @@ class Trainer:
 
 
 def _is_better(value: float, best: float | None, monitor: str) -> bool:
-    """Whether ``value`` beats ``best``.
+    """True if ``value`` beats ``best``.
 
     The first value does, and NaN never beats a number. While the metric is not defined, every
     epoch is the best so far, so that the newest weights are kept and patience does not run out.

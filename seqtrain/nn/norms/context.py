@@ -96,6 +96,6 @@ def given_or_current(mask: Bool[Tensor, "..."] | None) -> Bool[Tensor, "..."] | 
 
 
 def _in_coroutine() -> bool:
-    """Whether an event loop of asyncio is running in this thread."""
+    """True if an event loop of asyncio is running in this thread."""
     asyncio = sys.modules.get("asyncio")  # without it there is no loop
     return asyncio is not None and asyncio._get_running_loop() is not None

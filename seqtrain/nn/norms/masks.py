@@ -1,4 +1,4 @@
-"""How a mask is placed on the input of a norm."""
+"""Places a mask on the input of a norm."""
 
 import torch
 from jaxtyping import Bool

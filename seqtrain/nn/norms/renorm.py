@@ -121,7 +121,7 @@ class MaskedBatchRenorm1d(MaskedBatchNorm1d):
         return activate(out, placed, relu, residual)
 
     def _renormalized(self, input: Tensor, mask: Tensor | None, channel_dim: int) -> Standard:
-        """How to renormalize ``input``, which moves the running statistics."""
+        """Factors that renormalize ``input``; moves the running statistics."""
         dims = other_dims(input, channel_dim)
         running = RunningStatistics(
             self.running_mean, self.running_var, self.num_batches_tracked, self.running_weight

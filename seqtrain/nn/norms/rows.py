@@ -19,7 +19,7 @@ from seqtrain.nn.norms.watching import is_watched
 
 
 class Standard(NamedTuple):
-    """How to standardize: what a norm makes of its input, of any rank."""
+    """Standardizes the input of a norm, of any rank."""
 
     statistics: Statistics
     weight: Tensor | None

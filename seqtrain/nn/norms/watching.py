@@ -1,4 +1,4 @@
-"""Whether a call of a norm is an ordinary one, or watched by a tracer, a transform or a mode."""
+"""Tells ordinary calls of a norm from those watched by a tracer, a transform or a mode."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether derivatives are taken by ``torch.func`` or forward-mode AD.
+    """True if derivatives are taken by ``torch.func`` or forward-mode AD.
 
     An ``autograd.Function`` has a rule for reverse mode alone; under these, a norm is written in
     torch's own operations, each of which has all rules.
@@ -17,7 +17,7 @@ def is_transformed() -> bool:
 
 
 def is_watched(*tensors: Tensor) -> bool:
-    """Whether work may not depend on what a mask holds.
+    """True if work may not depend on what a mask holds.
 
     That is so where operations are recorded (``torch.compile``, ``torch.export``, ``make_fx``,
     ``torch.jit.trace``), transformed (``torch.func``), or run on tensors that hold no numbers or
@@ -45,5 +45,5 @@ def _holds_no_plain_numbers(values: Tensor) -> bool:
 
 
 def is_repeated() -> bool:
-    """Whether a forward pass runs within a backward pass, as activation checkpointing does."""
+    """True if a forward pass runs within a backward pass, as activation checkpointing does."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -41,7 +41,7 @@ _home = os.getpid()
 
 
 class Real(NamedTuple):
-    """Where the real positions of a batch are, as the loops for its layout take it."""
+    """The real positions of a batch, as the loops for its layout take them."""
 
     places: Tensor
     """``(n,)``, the indices of rows whose channels lie side by side, or the pieces ``(K, 4)``."""
@@ -66,7 +66,7 @@ class Real(NamedTuple):
         return torch.empty_like(x) if self.mask is None else torch.zeros_like(x)
 
     def shaped(self, found: Tensor, like: Tensor) -> Tensor:
-        """What a loop returned, in the shape and order in which features were given."""
+        """A loop's result, in the shape and order of the features."""
         if self.mask is not None or self.channel_dim % like.ndim == like.ndim - 1:
             return found.view(like.shape)
         moved = found.view(like.movedim(self.channel_dim, -1).shape)
@@ -192,7 +192,7 @@ def _rescale(call: Call, real: Real) -> Tensor:
 
 
 def find_real(call: Call) -> Real:
-    """Where the real positions are: in pieces, if channels come first in memory, else by rows."""
+    """The real positions: in pieces if channels come first in memory, else by rows."""
     loops, input = find_loops(), call.input
     assert loops is not None, "a covered call has loops"
     mask, at = call.mask.detach().contiguous(), call.channel_dim % input.ndim
@@ -307,7 +307,7 @@ def _is_covered(call: Call) -> bool:
 
 
 def _is_here(values: Tensor) -> bool:
-    """Whether there is memory, in reach, that holds the values as they are."""
+    """True if there is memory, in reach, that holds the values as they are."""
     return (
         values.is_cpu
         and type(values) in (Tensor, torch.nn.Parameter)

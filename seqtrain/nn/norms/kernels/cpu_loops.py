@@ -63,7 +63,7 @@ class Loop:
         self._compiled: set[tuple[bool, Any]] = set()
 
     def __call__(self, num_threads: int, *arguments: Any) -> Any:
-        """What the function returns.
+        """The result of the function.
 
         Args:
             num_threads: From ``usable_threads``, or fewer.
@@ -133,7 +133,7 @@ def _tell_user() -> None:
 
 
 def is_disabled() -> bool:
-    """Whether Numba is told to compile nothing (``NUMBA_DISABLE_JIT``), as for a debugger."""
+    """True if Numba is told to compile nothing (``NUMBA_DISABLE_JIT``), as for a debugger."""
     return bool(numba.config.DISABLE_JIT)
 
 

@@ -75,7 +75,7 @@ def _batch_statistics(
 
 
 def usable(device: torch.device) -> bool:
-    """Whether Triton is installed and compiles for this device: NVIDIA's from Ampere on."""
+    """True if Triton is installed and compiles for this device: NVIDIA's from Ampere on."""
     return device.type == "cuda" and _compiles_for(device)
 
 
@@ -102,7 +102,7 @@ def _row(values: Tensor, input: Tensor, channel_dim: int) -> Tensor:
 
 
 def _can_move(running: RunningStatistics, dtype: torch.dtype, momentum: float | None) -> bool:
-    """Whether these are buffers as every module has; the plain form knows what to say of others."""
+    """True if these are buffers as every module has; the plain form knows what to say of others."""
     return all(
         buffer is None or (buffer.dtype == wide_dtype(dtype) and buffer.is_contiguous())
         for buffer in (running.mean, running.var, running.weight)
