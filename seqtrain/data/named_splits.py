@@ -76,7 +76,7 @@ def find_splits(
         read = [*_of_column(table), *_of_headers(records, split_column)]
         if is_asked and not read:
             raise LabelError(_nowhere(table, str(split_column)))
-        sources += [named for named in read if _is_usable(named, is_asked, warnings)]
+        sources += [named for named in read if _is_usable(named, records, is_asked, warnings)]
     if not sources:
         return Found(None, warnings)
     first, *others = sources
@@ -107,15 +107,21 @@ def _of_headers(records: Iterable[Header], key: str | None) -> list[NamedSplits]
     return [NamedSplits(f"the headers ({where})", keys[0], texts)] if texts else []
 
 
-def _is_usable(named: NamedSplits, is_asked: bool, warnings: list[str]) -> bool:
-    """True if all texts are names of splits; those of a column asked for have to be."""
-    strange = Counter(text for text in named.texts.values() if not split_name(text))
+def _is_usable(
+    named: NamedSplits, records: Iterable[Header], is_asked: bool, warnings: list[str]
+) -> bool:
+    """True if all texts of these records are names of splits; of a column asked for they must be.
+
+    A table may say other things of records that are not there.
+    """
+    texts = [named.texts[record.id] for record in records if record.id in named.texts]
+    strange = Counter(text for text in texts if not split_name(text))
     if not strange:
         return True
     found = ", ".join(
         f"{text!r} ({counted(count, 'record')})" for text, count in strange.most_common(10)
     )
-    known = sum(split_name(text) is not None for text in named.texts.values())
+    known = sum(split_name(text) is not None for text in texts)
     if is_asked or known:
         raise LabelError(
             f"{named.where}: expected train, valid or test, found {found}. Write these names, "
@@ -193,5 +199,5 @@ def _read_tables(
     if unknown := [name for name in texts if name not in used]:
         warnings.append(f"{len(unknown):,} ids of {where} match no record: {listed(unknown)}")
     named = NamedSplits(where, "split", texts)
-    _is_usable(named, is_asked=True, warnings=warnings)
+    _is_usable(named, records, is_asked=True, warnings=warnings)
     return named

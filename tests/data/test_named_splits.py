@@ -285,3 +285,14 @@ def test_a_model_is_scored_on_labels_beside_a_splits_table(folder):
     data = prepare_data(train=train, labels=labels)
     scored = read_for_model(train, data.tokenizer, data.codec, labels=labels)
     assert len(scored.dataset) == NUM
+
+
+def test_splits_of_records_that_are_not_there_are_nobodys_business(folder):
+    rows = {k: (LABELS[k], SPLITS[k]) for k in LABELS}
+    rows |= {f"extra{n}": ("a", "test_extra_negatives") for n in range(3)}
+    labels = folder.table(rows, "id\tlabel\tsplit")
+    assert has_splits(prepare_data(train=[fasta(folder)], labels=[labels]))
+    rows["p3"] = ("b", "test_extra_negatives")
+    labels = folder.table(rows, "id\tlabel\tsplit")
+    message = error_of(LabelError, train=[fasta(folder)], labels=[labels])
+    assert "found 'test_extra_negatives' (1 record)" in message
