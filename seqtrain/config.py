@@ -241,7 +241,7 @@ class EncoderConfig:
     embed_dim: int | None = None
     """Channels of the hidden states; none: chosen from the number of residues."""
     num_layers: int | None = None
-    """Blocks; none: 6 of a cnn and 4 of a transformer, 1 for variants of one sequence."""
+    """Blocks; none: 6 of a cnn and 4 of a transformer."""
     dropout: float = 0.1
     """Share of channels dropped in each block while training."""
     pretrained: str | None = None
@@ -308,8 +308,7 @@ class TaskConfig:
     from the labels."""
     pooling: str | None = None
     """``mean``, ``max``, ``mean_max``, ``attention`` or ``position`` (each position has its own
-    weights); none: ``position`` for variants of one sequence, else ``mean_max``; unused by
-    residues."""
+    weights, for variants of one sequence); none: ``mean_max``; unused by residues."""
     positions: int | None = None
     """Residues, from the first, that ``pooling=position`` has weights for; later ones count as
     nothing; none: the longest training record."""

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from seqtrain.config import RunConfig, TransformerConfig
-from seqtrain.data.families import Family
 from seqtrain.data.labels import is_residue
 from seqtrain.training.metrics import primary_metric
 
@@ -37,7 +36,6 @@ def choose_settings(
     lengths: Int64[np.ndarray, " N"],
     task: str,
     alphabet: str,
-    family: Family | None = None,
     uniform_valid: bool = False,
 ) -> tuple[RunConfig, list[Choice]]:
     """A copy of ``config`` with nothing left open, and what was chosen.
@@ -47,7 +45,6 @@ def choose_settings(
         lengths: Residues of each training record.
         task: What the labels ask for.
         alphabet: What the sequences are made of.
-        family: Set when the training records are variants of one sequence.
         uniform_valid: All targets of the validation part are the same.
 
     Raises:
@@ -67,16 +64,11 @@ def choose_settings(
     choose("tokenizer", "alphabet", alphabet, "the letters seen")
     choose("task", "name", task, "the form of the labels")
     is_transformer = isinstance(config.encoder, TransformerConfig)
-    num_layers, reason = (4 if is_transformer else 6), f"encoder {config.encoder.name}"
     if not is_residue(task):
-        pooling = "mean_max", "mean: how much of a feature; max: whether present"
-        if family is not None and config.task.pooling in (None, "position"):
-            pooling = "position", family.reason()
-            num_layers, reason = 1, "positions tell more than their surroundings"
-        choose("task", "pooling", *pooling)
+        choose("task", "pooling", "mean_max", "mean: how much of a feature; max: whether present")
         if config.task.pooling == "position":
             choose("task", "positions", int(lengths.max()), "the longest training record")
-    choose("encoder", "num_layers", num_layers, reason)
+    choose("encoder", "num_layers", 4 if is_transformer else 6, f"encoder {config.encoder.name}")
     dim = _embed_dim(residues)
     choose("encoder", "embed_dim", dim, f"{residues:,} training residues")
     config.check_widths()

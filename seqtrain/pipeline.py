@@ -16,6 +16,7 @@ from seqtrain.build import build_model, build_optimizer
 from seqtrain.compose import config_to_yaml, package_dir
 from seqtrain.config import DataConfig, RunConfig, TransformerConfig
 from seqtrain.data.corruption import Corruption, restored
+from seqtrain.data.dataset import SequenceDataset
 from seqtrain.data.families import find_family
 from seqtrain.data.labels import is_regression
 from seqtrain.data.leaks import leak_warnings
@@ -136,15 +137,28 @@ def plan_run(
         data.train.lengths,
         data.codec.task,
         alphabet,
-        find_family(data.train),
         is_uniform(data.valid, data.codec),
     )
     _check_monitor(resolved, data)
     _check_room(resolved, data)
     data.report["warnings"] += _part_warnings(data)
+    if config.task.pooling is None and not data.train.per_residue:
+        data.report["warnings"] += _family_hint(data.train)
     if pretrained is not None:
         check_fits(resolved, data.tokenizer, pretrained)
     return Plan(resolved, choices, data, pretrained)
+
+
+def _family_hint(train: SequenceDataset) -> list[str]:
+    """A hint where single changes would drown in a mean over all residues."""
+    family = find_family(train)
+    if family is None:
+        return []
+    return [
+        f"the training records are {family}. Mean and maximum over all residues drown single "
+        "changes; task.pooling=position encoder.num_layers=1 encoder.dropout=0 gives each position "
+        "weights of its own"
+    ]
 
 
 def _part_warnings(data: PreparedData) -> list[str]:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from seqtrain.compose import load_config
 from seqtrain.config import RunConfig, TransformerConfig, config_to_dict
-from seqtrain.data.families import Family
 from seqtrain.defaults import choose_settings
 from seqtrain.errors import ConfigError
 from seqtrain.pipeline import flatten
@@ -148,24 +147,10 @@ def test_a_chosen_width_that_heads_or_groups_cannot_share_is_refused(
         chosen([9], "classification", *overrides)
 
 
-def test_variants_of_one_sequence_get_a_readout_that_knows_positions() -> None:
-    lengths, family = np.array([90, 90, 91]), Family(90, 2.0)
-    config, choices = choose_settings(own_data(), lengths, "regression", "protein", family)
-    assert config.task.pooling == "position"
+def test_a_readout_of_positions_gets_as_many_as_the_longest_record_has() -> None:
+    config = chosen([90, 91, 88], "regression", "task.pooling=position")
     assert config.task.positions == 91
-    assert config.encoder.num_layers == 1
-    reasons = {choice.key: choice.reason for choice in choices}
-    assert reasons["task.pooling"] == "variants of one sequence: 2 of 90 residues differ"
-
-
-@pytest.mark.parametrize(
-    ("override", "layers"), [("task.pooling=mean", 6), ("encoder.num_layers=3", 3)]
-)
-def test_of_a_family_too_what_the_user_said_stays(override: str, layers: int) -> None:
-    config, _ = choose_settings(
-        own_data(override), np.array([90]), "regression", "protein", Family(90, 2.0)
-    )
-    assert config.encoder.num_layers == layers
+    assert chosen([90], "regression").task.positions is None
 
 
 def test_positions_without_their_readout_are_refused() -> None:

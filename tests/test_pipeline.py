@@ -534,3 +534,26 @@ class TestParts:
         count = count_parameters(model)
         model.head.requires_grad_(False)
         assert count_parameters(model) == count - sum(p.numel() for p in model.head.parameters())
+
+
+class TestFamilies:
+    def test_variants_of_one_sequence_are_told_with_what_to_try(self, tmp_path: Path) -> None:
+        rows, records = ["id\ttarget"], []
+        for i in range(40):
+            letters = list("MKVLAAGIVGLLALAGCSSW" * 3)
+            letters[i] = "D"
+            records.append(f">v{i}\n{''.join(letters)}\n")
+            rows.append(f"v{i}\t{i / 7:.3f}")
+        (tmp_path / "v.fasta").write_text("".join(records))
+        (tmp_path / "v.tsv").write_text("\n".join(rows) + "\n")
+        values = {
+            "data.train": [str(tmp_path / "v.fasta")],
+            "data.labels": [str(tmp_path / "v.tsv")],
+        }
+        plan = plan_run(load_config("config", ["data=files"], values=values))
+        (hint,) = (w for w in plan.data.report["warnings"] if "variants of one sequence" in w)
+        assert "(1 of 60 residues differ)" in hint
+        overrides = ["data=files", *hint.split("; ")[1].split(" gives")[0].split()]
+        tried = plan_run(load_config("config", overrides, values=values))
+        assert tried.config.task.pooling == "position"
+        assert not any("variants of one" in w for w in tried.data.report["warnings"])

@@ -170,7 +170,6 @@ def _comparison(
     from seqtrain.compare.plan import Arm, Comparison, conditions_of, limit_records
     from seqtrain.compose import load_config
     from seqtrain.config import BatchingConfig, NormConfig
-    from seqtrain.data.families import find_family
     from seqtrain.data.outputs import check_folder
     from seqtrain.data.uniform import is_uniform
     from seqtrain.defaults import choose_settings
@@ -216,7 +215,6 @@ def _comparison(
             data.train.lengths,
             data.codec.task,
             data.tokenizer.alphabet.name,
-            find_family(data.train),
             is_uniform(data.valid, data.codec),
         )
         plans[resolved.encoder.name] = dataclasses.replace(first, config=resolved, choices=choices)

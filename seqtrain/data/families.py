@@ -28,9 +28,8 @@ class Family:
     changes: float
     """Residues in which the median record differs from the consensus."""
 
-    def reason(self) -> str:
-        """The family in a few words, as a reason for a choice."""
-        return f"variants of one sequence: {self.changes:g} of {self.length:,} residues differ"
+    def __str__(self) -> str:
+        return f"variants of one sequence ({self.changes:g} of {self.length:,} residues differ)"
 
 
 def find_family(records: SequenceDataset) -> Family | None:
